@@ -1,0 +1,46 @@
+"""How a conversation is held: the settings of a session, with their defaults. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Every value may be set in the configuration file under ``[session]``.
+
+    Turn taking: ``activation`` (speech probability, 0 to 1), ``min_speech_ms`` (shorter speech is not
+    speech), ``pause_ms`` (silence before a speculative transcription starts),
+    ``min_endpointing_delay_ms`` (silence after the last voiced sample that ends the caller's turn),
+    ``allow_interruptions``. Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
+    ``repeat_penalty``, ``seed`` (-1 draws one), ``language`` (ISO 639-1, "" detects). Voice:
+    ``speed``, ``volume``. Phrases: ``first_phrase_chars`` and ``phrase_chars`` are how long a phrase
+    may grow, in characters, before it is cut at the next word.
+    """
+
+    activation: float = 0.5
+    min_speech_ms: int = 64
+    pause_ms: int = 96
+    min_endpointing_delay_ms: int = 500
+    allow_interruptions: bool = True
+    max_reply_tokens: int = 160
+    temperature: float = 0.7
+    top_p: float = 0.95
+    repeat_penalty: float = 1.1
+    seed: int = -1
+    language: str = "en"
+    speed: float = 1.0
+    volume: float = 1.0
+    first_phrase_chars: int = 60
+    phrase_chars: int = 200
+
+    def to_json(self) -> str:
+        """For ``StartJob.settings``."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SessionSettings:
+        """The inverse of ``to_json``. Keys that are missing keep their defaults."""
+        return cls(**json.loads(text))

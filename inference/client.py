@@ -1,0 +1,374 @@
+"""The asyncio client of the inference process: what a job, a load tester or another framework imports.
+
+    client = await InferenceClient.connect(socket_path, token, name="job")
+    room = await client.open_room("support-42")
+    room.listen()
+    room.push(pcm)                                  # 16 kHz int16, straight into shared memory
+    async for event in room.events(): ...           # SpeechStarted, SpeechPaused, ...
+    transcript = await room.transcribe(start, end)
+    async for text in room.generate(chat): ...
+    phrase = room.speak("Hello.")                   # lands in the down ring; see ``read_speech``
+
+Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+
+from inference.segments import Segment
+from inference.wire import messages as m
+from inference.wire.connection import ROOM, Role
+from inference.wire.errors import WireError
+from inference.wire.stream import MessageStream
+from inference.wire.tlv import Message
+
+VoiceEvent = m.SpeechStarted | m.SpeechPaused | m.SpeechResumed | m.SpeechEnded | m.AudioLost
+
+
+class InferenceError(Exception):
+    """Base of what the inference process may answer instead of a result."""
+
+
+class InferenceUnavailableError(InferenceError):
+    """The inference process is not there, or went away; every open request fails with this at once."""
+
+
+class RoomRefusedError(InferenceError):
+    """No slot for another room."""
+
+
+class RequestFailedError(InferenceError):
+    """One request failed. ``code`` as in ``RequestFailed``."""
+
+    def __init__(self, code: m.FailureCode, reason: str) -> None:
+        super().__init__(f"{reason} ({code})")
+        self.code = code
+
+
+class InferenceClient:
+    """One connection to the inference process, for one room."""
+
+    def __init__(self, stream: MessageStream, welcome: m.Welcome) -> None:
+        self.welcome = welcome
+        self._stream = stream
+        self._numbers = itertools.count(1)
+        self._replies: dict[int, asyncio.Queue[Message | InferenceError]] = {}
+        self._events: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
+        self._room_answer: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
+        self._segment: Segment | None = None
+        self._gone: InferenceError | None = None
+        self._reader = asyncio.create_task(self._read(), name="inference-client")
+
+    @classmethod
+    async def connect(cls, socket_path: str, token: str, *, name: str) -> InferenceClient:
+        """Connect and greet. Raises ``InferenceUnavailableError`` saying why not."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, socket_path)
+        except OSError as exc:
+            sock.close()
+            raise InferenceUnavailableError(f"no inference process at {socket_path}: {exc}") from exc
+        stream = MessageStream(sock, Role.CLIENT, ROOM)
+        try:
+            stream.send(m.Hello(token, name))
+            received = await stream.receive()
+        except WireError as exc:
+            stream.close()
+            raise InferenceUnavailableError(f"the inference process at {socket_path}: {exc}") from exc
+        match received.message if received else None:
+            case m.Welcome() as welcome:
+                return cls(stream, welcome)
+            case m.Goodbye(reason=reason):
+                stream.close()
+                raise InferenceUnavailableError(f"the inference process refused: {reason}")
+            case _:
+                stream.close()
+                raise InferenceUnavailableError(f"the inference process at {socket_path} closed the connection")
+
+    async def __aenter__(self) -> InferenceClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def open_room(self, name: str) -> InferenceRoom:
+        """Take a slot. Raises ``RoomRefusedError``; then this client may try again."""
+        segment = Segment.create(name)
+        try:
+            self._send(m.OpenRoom(name), (segment.memfd, segment.doorbell))
+            await self._stream.drain()
+            answer = await self._room_answer.get()
+            if isinstance(answer, InferenceError):
+                raise answer
+            if isinstance(answer, m.RoomRefused):
+                raise RoomRefusedError(answer.reason)
+        except BaseException:
+            segment.close()
+            raise
+        self._segment = segment
+        return InferenceRoom(self, segment)
+
+    async def stats(self) -> m.Stats:
+        """How busy the inference process is. Raises ``InferenceError``."""
+        number = self._next()
+        replies = self._ask(m.GetStats(number))
+        try:
+            reply = await self._reply(replies)
+        finally:
+            self._replies.pop(number, None)
+        assert isinstance(reply, m.Stats)
+        return reply
+
+    async def wait_gone(self) -> InferenceError:
+        """Return the reason when the connection has ended."""
+        await asyncio.wait([self._reader])
+        return self._gone or InferenceUnavailableError("the connection was closed")
+
+    async def aclose(self) -> None:
+        """Close the connection: the room's slot, rings and requests are freed at once on the other side."""
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+        self._fail(InferenceUnavailableError("the connection was closed"))
+        self._stream.close()
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+    # --- for InferenceRoom ------------------------------------------------------------------------
+
+    def _next(self) -> int:
+        return next(self._numbers)
+
+    def _send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        if self._gone is not None:
+            raise self._gone
+        self._stream.send(message, descriptors)
+
+    def _ask(
+        self, message: m.Transcribe | m.Generate | m.Speak | m.GetStats
+    ) -> asyncio.Queue[Message | InferenceError]:
+        replies: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
+        self._send(message)
+        self._replies[message.request] = replies
+        return replies
+
+    @staticmethod
+    async def _reply(replies: asyncio.Queue[Message | InferenceError]) -> Message:
+        reply = await replies.get()
+        if isinstance(reply, InferenceError):
+            raise reply
+        if isinstance(reply, m.RequestFailed):
+            raise RequestFailedError(reply.code, reply.reason)
+        return reply
+
+    async def _read(self) -> None:
+        reason: InferenceError = InferenceUnavailableError("the inference process went away")
+        try:
+            async for received in self._stream:
+                match received.message:
+                    case (
+                        m.SpeechStarted() | m.SpeechPaused() | m.SpeechResumed() | m.SpeechEnded() | m.AudioLost() as e
+                    ):
+                        self._events.put_nowait(e)
+                    case m.RoomOpened() | m.RoomRefused() as answer:
+                        self._room_answer.put_nowait(answer)
+                    case m.Goodbye(reason=why):
+                        reason = InferenceUnavailableError(f"the inference process closed the connection: {why}")
+                    case reply:
+                        number: int = getattr(reply, "request", 0)
+                        if (replies := self._replies.get(number)) is not None:
+                            replies.put_nowait(reply)
+        except WireError as exc:
+            reason = InferenceUnavailableError(f"the connection to the inference process failed: {exc}")
+        self._fail(reason)
+        self._stream.close()
+
+    def _fail(self, reason: InferenceError) -> None:
+        if self._gone is not None:
+            return
+        self._gone = reason
+        for replies in self._replies.values():
+            replies.put_nowait(reason)
+        self._events.put_nowait(reason)
+        self._room_answer.put_nowait(reason)
+
+
+class InferenceRoom:
+    """The room's side of the client: audio up, events, requests, speech down."""
+
+    def __init__(self, client: InferenceClient, segment: Segment) -> None:
+        self._client = client
+        self._segment = segment
+
+    @property
+    def speech_rate(self) -> int:
+        """Sample rate of the agent's speech, in Hz."""
+        return self._client.welcome.speech_rate
+
+    @property
+    def position(self) -> int:
+        """Samples of the caller pushed so far: the up clock."""
+        return self._segment.up.written()
+
+    def push(self, pcm: bytes | memoryview) -> None:
+        """Append the caller's audio (16 kHz mono int16). Never waits."""
+        self._segment.up.write(pcm)
+
+    def listen(self, **settings: float) -> None:
+        """Start voice activity detection, with the settings of ``Listen``."""
+        self._client._send(m.Listen(True, **settings))  # type: ignore[arg-type]
+
+    async def events(self) -> AsyncIterator[VoiceEvent]:
+        """Voice activity as it is detected. Raises ``InferenceUnavailableError`` when the process goes away."""
+        while True:
+            event = await self._client._events.get()
+            if isinstance(event, InferenceError):
+                raise event
+            yield event
+
+    async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> m.Transcript:
+        """What was said from ``start`` to ``end`` (up clock). Cancelling the await cancels the request."""
+        number = self._client._next()
+        replies = self._client._ask(m.Transcribe(number, start, end, language, speculative))
+        try:
+            reply = await self._client._reply(replies)
+        except asyncio.CancelledError:
+            self._cancel(number)
+            raise
+        finally:
+            self._client._replies.pop(number, None)
+        assert isinstance(reply, m.Transcript)
+        return reply
+
+    def generate(
+        self,
+        messages: Sequence[m.ChatMessage],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        repeat_penalty: float = 1.0,
+        seed: int = -1,
+        stop: tuple[str, ...] = (),
+    ) -> Generation:
+        """Answer the conversation. The request is on its way when this returns; iterate for the text."""
+        number = self._client._next()
+        ask = m.Generate(number, tuple(messages), max_tokens, temperature, top_p, repeat_penalty, seed, stop)
+        return Generation(self, number, self._client._ask(ask))
+
+    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> Phrase:
+        """Speak one phrase, after those asked for before it. The request is on its way when this returns."""
+        number = self._client._next()
+        return Phrase(self, number, text, self._client._ask(m.Speak(number, text, speed, volume)))
+
+    # --- speech down ------------------------------------------------------------------------------
+
+    def read_speech(self, limit: int) -> bytes:
+        """Take up to ``limit`` samples of speech that are there now (int16 at ``speech_rate``)."""
+        return self._segment.down.read(limit)
+
+    def read_position(self) -> int:
+        """Samples of speech taken or skipped so far: where the next one read lies on the down clock."""
+        return self._segment.down.consumed
+
+    def skip_speech(self) -> int:
+        """Drop all speech that is in the ring now; returns the new read position."""
+        self._segment.down.skip_to(self._segment.down.written())
+        return self._segment.down.consumed
+
+    async def wait_speech(self) -> None:
+        """Return when there is speech to read."""
+        loop = asyncio.get_running_loop()
+        while self._segment.down.sleep():
+            woken = asyncio.Event()
+            loop.add_reader(self._segment.doorbell, woken.set)
+            try:
+                await woken.wait()
+            finally:
+                if self._segment.doorbell >= 0:
+                    loop.remove_reader(self._segment.doorbell)
+            self._segment.answer_doorbell()
+
+    def _cancel(self, number: int) -> None:
+        if self._client._gone is None:
+            self._client._send(m.Cancel(number))
+
+
+class Generation:
+    """A reply being written. Iterate once for pieces of text; ``done`` holds the counts afterwards."""
+
+    def __init__(self, room: InferenceRoom, number: int, replies: asyncio.Queue[Message | InferenceError]) -> None:
+        self.done: m.GenerateDone | None = None
+        self._room = room
+        self._number = number
+        self._replies = replies
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            while self.done is None:
+                match await self._room._client._reply(self._replies):
+                    case m.TextDelta(text=text):
+                        yield text
+                    case m.GenerateDone() as done:
+                        self.done = done
+        finally:
+            self.cancel()
+            self._room._client._replies.pop(self._number, None)
+
+    def cancel(self) -> None:
+        """Stop writing; the iteration then raises ``RequestFailedError("cancelled")``. Harmless when it is done."""
+        if self.done is None:
+            self._room._cancel(self._number)
+
+
+class Phrase:
+    """A phrase being spoken. ``start`` and ``end`` are on the down clock, None until they are known.
+
+    Keep calling ``wait`` (once): it follows the phrase to its end and fills both in.
+    """
+
+    def __init__(
+        self, room: InferenceRoom, number: int, text: str, replies: asyncio.Queue[Message | InferenceError]
+    ) -> None:
+        self.text = text
+        self.start: int | None = None
+        self.end: int | None = None
+        self._room = room
+        self._number = number
+        self._replies = replies
+        self._ended = False
+
+    async def wait_started(self) -> int:
+        """Position of the phrase's first sample. Raises ``InferenceError``. Call before ``wait``, or not at all."""
+        while self.start is None:
+            self._take(await self._room._client._reply(self._replies))
+        return self.start
+
+    async def wait(self) -> None:
+        """Return when the phrase lies in the ring whole. Raises ``RequestFailedError`` (also "cancelled")."""
+        try:
+            while self.end is None:
+                self._take(await self._room._client._reply(self._replies))
+        finally:
+            self._ended = True
+            self._room._client._replies.pop(self._number, None)
+
+    def cancel(self) -> None:
+        """Stop synthesis. ``wait`` still returns or raises; after it nothing more of the phrase is written."""
+        if not self._ended:
+            self._room._cancel(self._number)
+
+    def _take(self, reply: Message) -> None:
+        match reply:
+            case m.SpeakStarted(start=start):
+                self.start = start
+            case m.SpeakDone(start=start, end=end):
+                self.start, self.end = start, end

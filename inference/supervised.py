@@ -1,0 +1,150 @@
+"""The child's end of supervision: what every process below the supervisor does the same way.
+
+It answers pings from its event loop (so a blocked loop is seen), sends its log records as messages,
+dies with its parent, and ends in order when it is told to or when the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import signal
+import socket
+from typing import TypeVar
+
+from inference.wire import supervision as s
+from inference.wire.connection import SUPERVISION, Role, State
+from inference.wire.errors import LocalProtocolError, WireError
+from inference.wire.stream import MessageStream
+from inference.wire.tlv import Message
+
+_PR_SET_PDEATHSIG = 1
+
+M = TypeVar("M", bound=Message)
+
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel SIGKILL this process when its parent dies, however the parent dies.
+
+    The parent is the thread that forked us; the supervisor and the fork server fork from their main
+    threads. If the parent is gone already, exits at once.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+class _ForwardHandler(logging.Handler):
+    """Log records as ``LogLine`` messages. Records from other threads are handed to the loop."""
+
+    def __init__(self, stream: MessageStream, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._stream = stream
+        self._loop = loop
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
+        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
+        line = s.LogLine(record.levelno, record.name, text[:100_000], record.created, json.dumps(fields, default=str))
+        try:
+            self._loop.call_soon_threadsafe(self._send, line)
+        except RuntimeError:
+            # The loop is closed: the process is past its end, and stderr is all that is left.
+            logging.lastResort and logging.lastResort.emit(record)
+
+    def _send(self, line: s.LogLine) -> None:
+        if self._stream.connection.state is not State.CLOSED:
+            self._stream.send(line)
+
+
+class Supervisor:
+    """The supervisor as a child sees it. Make it inside the running loop, then ``async with`` it.
+
+    ``receive`` gives the messages that are for the child (pings are answered here). ``stopping`` is
+    set, with ``reason``, when the child must end: it was told to, or the supervisor is gone.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self.stopping = asyncio.Event()
+        self.reason = ""
+        self._stream = MessageStream(control, Role.SERVER, SUPERVISION)
+        self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Supervisor:
+        self._task = asyncio.create_task(self._read(), name="supervision")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        await self._stream.drain()
+        self._stream.close()
+
+    def forward_logs(self, level: str) -> None:
+        """Send every log record of this process from ``level`` up to the supervisor instead of stderr."""
+        root = logging.getLogger()
+        root.handlers[:] = [_ForwardHandler(self._stream, asyncio.get_running_loop())]
+        root.setLevel(level)
+
+    def send(self, message: Message) -> None:
+        """Tell the supervisor something. To a supervisor that is gone it does nothing."""
+        if self._stream.connection.state is State.CLOSED:
+            return
+        self._stream.send(message)
+
+    async def drain(self) -> None:
+        """Wait until everything said is on its way."""
+        await self._stream.drain()
+
+    async def receive(self, kind: type[M]) -> M | None:
+        """The next message for this child, which must be a ``kind``; None when the child must end.
+
+        Raises ``LocalProtocolError`` for another message: this child is not ready for it.
+        """
+        received = await self._inbox.get()
+        if received is None:
+            self._inbox.put_nowait(None)
+            return None
+        if not isinstance(received, kind):
+            raise LocalProtocolError(f"expected {kind.__name__}, got {type(received).__name__}")
+        return received
+
+    async def _read(self) -> None:
+        reason = "the supervisor is gone"
+        try:
+            async for received in self._stream:
+                match received.message:
+                    case s.Ping(sent_ns=sent_ns):
+                        self._stream.send(s.Pong(sent_ns))
+                    case s.Shutdown(reason=why):
+                        self._stop(why)
+                    case message:
+                        self._inbox.put_nowait(message)
+        except WireError as exc:
+            reason = f"the supervisor's connection failed: {exc}"
+        self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        if not self.stopping.is_set():
+            self.reason = reason
+            self.stopping.set()
+            self._inbox.put_nowait(None)
+
+
+def prepare_process(parent_pid: int) -> None:
+    """First thing in every child: die with the parent, leave Ctrl-C to the supervisor, dump stacks on SIGUSR1."""
+    die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)

@@ -1,0 +1,177 @@
+"""The asyncio shell around a ``Connection``: a unix socket, its bytes and its file descriptors."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+
+from inference.wire.connection import Connection, Protocol, Received, Role, Signal, State
+from inference.wire.errors import RemoteProtocolError, SlowPeerError
+from inference.wire.tlv import Message
+
+_READ_BYTES = 64 * 1024
+_MAX_DESCRIPTORS = 8
+_MAX_WAITING_BYTES = 8 << 20
+"""A peer that leaves more than this unread is cut off, so that it cannot eat this process's memory."""
+_MAX_WAITING_MESSAGES = 256
+"""Above this many unhandled messages the socket is not read, and the peer feels it."""
+
+
+class MessageStream:
+    """Messages over one connected unix socket. Iterate to receive; ``send`` never blocks.
+
+    Use only from the event loop that made it. Iteration ends when the peer closes; it raises
+    ``RemoteProtocolError`` for garbage and ``SlowPeerError`` when this side's sends are not read.
+    """
+
+    def __init__(self, sock: socket.socket, role: Role, protocol: Protocol) -> None:
+        self.connection = Connection(role, protocol)
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._received: deque[Received] = deque()
+        self._error: Exception | None = None
+        self._ended = False
+        self._paused = False
+        self._wake = asyncio.Event()
+        self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._outgoing_bytes = 0
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._loop.add_reader(sock, self._on_readable)
+
+    def __repr__(self) -> str:
+        return f"<MessageStream {self.connection!r} received={len(self._received)} outgoing={self._outgoing_bytes}B>"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._sock.fileno() < 0 or self._ended
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    async def receive(self) -> Received | None:
+        """The next message, or None when the peer has closed."""
+        while not self._received:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        received = self._received.popleft()
+        if self._paused and len(self._received) < _MAX_WAITING_MESSAGES // 2 and not self._ended:
+            self._paused = False
+            self._loop.add_reader(self._sock, self._on_readable)
+        return received
+
+    async def __aiter__(self) -> AsyncIterator[Received]:
+        while (received := await self.receive()) is not None:
+            yield received
+
+    def _on_readable(self) -> None:
+        descriptors: list[int] = []
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(
+                _READ_BYTES, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+            )
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    whole = content[: len(content) - len(content) % 4]
+                    descriptors.extend(array.array("i", whole))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            # A reset peer is a closed peer.
+            data = b""
+        self.connection.receive_data(data, descriptors)
+        try:
+            while isinstance(event := self.connection.next_event(), Received):
+                self._received.append(event)
+            if event is Signal.PEER_CLOSED:
+                self._end(None)
+        except RemoteProtocolError as exc:
+            self._end(exc)
+        if len(self._received) > _MAX_WAITING_MESSAGES and not self._ended:
+            self._paused = True
+            self._loop.remove_reader(self._sock)
+        self._wake.set()
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Queue a message and write what the socket takes.
+
+        Raises ``LocalProtocolError`` if it is not legal now. To a peer that is gone it does nothing:
+        whoever iterates learns of the end. ``descriptors`` stay the caller's and may be closed after
+        ``drain``.
+        """
+        data = self.connection.send(message)
+        if self.is_closed:
+            return
+        self._outgoing.append((data, descriptors))
+        self._outgoing_bytes += len(data)
+        if len(self._outgoing) == 1:
+            self._flush()
+        if self._outgoing_bytes > _MAX_WAITING_BYTES:
+            self._end(SlowPeerError(f"{self._outgoing_bytes} bytes wait for the peer"))
+
+    async def drain(self) -> None:
+        """Wait until everything queued is with the kernel (or the connection has ended)."""
+        await self._drained.wait()
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            data, descriptors = self._outgoing[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            try:
+                sent = self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                # Gone. What it sent before is still read; the reader sees the end after it.
+                self._outgoing.clear()
+                self._outgoing_bytes = 0
+                break
+            self._outgoing_bytes -= sent
+            if sent < len(data):
+                self._outgoing[0] = (data[sent:], ())
+                break
+            self._outgoing.popleft()
+        if self._outgoing:
+            if self._drained.is_set():
+                self._drained.clear()
+                self._loop.add_writer(self._sock, self._flush)
+        elif not self._drained.is_set():
+            self._loop.remove_writer(self._sock)
+            self._drained.set()
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def _end(self, error: Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._error = error
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._drained.set()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that nobody took. Iteration ends."""
+        if self._sock.fileno() < 0:
+            return
+        self._end(None)
+        self.connection.state = State.CLOSED
+        self._sock.close()
+        for received in self._received:
+            for descriptor in received.descriptors:
+                os.close(descriptor)
+        self._received.clear()
+        for descriptor in self.connection.stray_descriptors():
+            os.close(descriptor)

@@ -1,0 +1,225 @@
+"""What the supervisor and its children say to each other, over one socketpair a child."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from inference.wire.tlv import Message, message, tag
+
+JobStatus = Literal["running", "success", "failed"]
+
+
+# --- the fork server ----------------------------------------------------------------------------
+
+
+@message(200, descriptors=1)
+@dataclass(frozen=True, slots=True)
+class Spawn(Message):
+    """Supervisor → fork server: fork a job process that owns the socket travelling with this."""
+
+    name: str = tag(1, maximum=64)
+
+
+@message(201)
+@dataclass(frozen=True, slots=True)
+class Spawned(Message):
+    """Fork server → supervisor, in the order of the ``Spawn`` messages."""
+
+    pid: int = tag(1, minimum=1)
+
+
+@message(202)
+@dataclass(frozen=True, slots=True)
+class Reaped(Message):
+    """Fork server → supervisor: a job process ended. ``exit_code`` as in subprocess: -N for signal N."""
+
+    pid: int = tag(1, minimum=1)
+    exit_code: int = tag(2)
+
+
+# --- coming up ----------------------------------------------------------------------------------
+
+
+@message(210)
+@dataclass(frozen=True, slots=True)
+class InitializeInference(Message):
+    """Supervisor → inference, first. The paths were verified against the catalogue's checksums before."""
+
+    socket_path: str = tag(1)
+    token: str = tag(2, maximum=128)
+    device: Literal["auto", "cpu", "cuda"] = tag(3)
+    threads: int = tag(4, minimum=1)
+    max_rooms: int = tag(5, minimum=1, maximum=255)
+    context_tokens: int = tag(6, minimum=256)
+    stt_name: str = tag(7)
+    stt_path: str = tag(8)
+    llm_name: str = tag(9)
+    llm_path: str = tag(10)
+    tts_name: str = tag(11)
+    tts_path: str = tag(12)
+    log_level: str = tag(13, default="INFO")
+    engines: Literal["real", "fake"] = tag(14, default="real")
+
+
+@message(211)
+@dataclass(frozen=True, slots=True)
+class InitializeJob(Message):
+    """Supervisor → job process, first: import the agent, run its prewarm, report ``Ready``.
+
+    ``agent_file``: path of the user's Python file, "" for the built-in agent.
+    """
+
+    agent_file: str = tag(1)
+    inference_socket: str = tag(2)
+    inference_token: str = tag(3, maximum=128)
+    log_level: str = tag(4, default="INFO")
+
+
+@message(212)
+@dataclass(frozen=True, slots=True)
+class Progress(Message):
+    """Child → supervisor, while it comes up: what it is doing, for a person to read."""
+
+    text: str = tag(1)
+
+
+@message(213)
+@dataclass(frozen=True, slots=True)
+class Ready(Message):
+    """Child → supervisor: it has done its work once with a real example and can serve."""
+
+    detail: str = tag(1, default="")
+
+
+@message(214)
+@dataclass(frozen=True, slots=True)
+class InitializeFailed(Message):
+    """Child → supervisor, last: it cannot serve. ``exit_code``: the contract of ``host.errors``."""
+
+    reason: str = tag(1)
+    exit_code: int = tag(2, default=1)
+
+
+# --- being alive --------------------------------------------------------------------------------
+
+
+@message(220)
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Supervisor → child. ``sent_ns``: the supervisor's monotonic clock."""
+
+    sent_ns: int = tag(1)
+
+
+@message(221)
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """Child → supervisor: ``sent_ns`` of the ping, unchanged, so that the round trip is on one clock."""
+
+    sent_ns: int = tag(1)
+
+
+@message(222)
+@dataclass(frozen=True, slots=True)
+class LogLine(Message):
+    """Child → supervisor: one log record. ``fields``: a JSON object of extra fields. ``level`` as in logging."""
+
+    level: int = tag(1)
+    logger: str = tag(2)
+    text: str = tag(3)
+    created: float = tag(4)
+    fields: str = tag(5, default="{}")
+
+
+# --- one job ------------------------------------------------------------------------------------
+
+
+@message(230)
+@dataclass(frozen=True, slots=True)
+class StartJob(Message):
+    """Supervisor → job process: take one room. ``job``: a serialized livekit.Job ("" for a local room).
+
+    ``transport`` "livekit": join ``url`` with ``token``. "local": play ``waves`` as the caller's turns
+    and write the agent's speech to ``out`` (and both sides to ``record``, when given).
+    """
+
+    job_id: str = tag(1)
+    room: str = tag(2)
+    transport: Literal["livekit", "local"] = tag(3)
+    job: bytes = tag(4, default=b"")
+    url: str = tag(5, default="")
+    token: str = tag(6, default="")
+    identity: str = tag(7, default="")
+    waves: tuple[str, ...] = tag(8, default=())
+    out: str = tag(9, default="")
+    record: str = tag(10, default="")
+    settings: str = tag(11, default="{}")
+
+
+@message(231)
+@dataclass(frozen=True, slots=True)
+class JobUpdate(Message):
+    """Job process → supervisor. "success" and "failed" are sent before the job leaves its room."""
+
+    job_id: str = tag(1)
+    status: JobStatus = tag(2)
+    error: str = tag(3, default="")
+
+
+@message(232)
+@dataclass(frozen=True, slots=True)
+class JobUpdateAck(Message):
+    """Supervisor → job process: the final status has been passed on; the room may be left."""
+
+    job_id: str = tag(1)
+
+
+@message(233)
+@dataclass(frozen=True, slots=True)
+class TurnReport(Message):
+    """Job process → supervisor: one turn of conversation.
+
+    ``audio_s``: seconds of the caller's speech. ``endpointing_ms``: last voiced sample → turn decided.
+    ``stt_ms``: turn decided → transcript at hand (0 when the speculative one was there in time).
+    ``ttft_ms``: generation asked for → first text. ``ttfa_ms``: generation asked for → first sample at
+    the job. ``response_ms``: last voiced sample of the caller → first sample of the answer in the room.
+    ``reply``: what was heard of it (all of it unless ``interrupted``). ``out_start_s``/``out_end_s``:
+    where the answer lies in the local room's recording. ``barge_in_ms``: the caller's speech was
+    reported → the room is silent (-1 when the answer was not interrupted).
+    """
+
+    job_id: str = tag(1)
+    turn: int = tag(2)
+    transcript: str = tag(3)
+    reply: str = tag(4)
+    interrupted: bool = tag(5)
+    audio_s: float = tag(6)
+    endpointing_ms: float = tag(7)
+    stt_ms: float = tag(8)
+    ttft_ms: float = tag(9)
+    ttfa_ms: float = tag(10)
+    response_ms: float = tag(11)
+    reply_audio_s: float = tag(12)
+    out_start_s: float = tag(13, default=0.0)
+    out_end_s: float = tag(14, default=0.0)
+    barge_in_ms: float = tag(15, default=-1.0)
+
+
+# --- ending -------------------------------------------------------------------------------------
+
+
+@message(240)
+@dataclass(frozen=True, slots=True)
+class Shutdown(Message):
+    """Supervisor → child: finish in order. The child answers with ``Exiting`` and ends."""
+
+    reason: str = tag(1)
+
+
+@message(241)
+@dataclass(frozen=True, slots=True)
+class Exiting(Message):
+    """Child → supervisor, last."""
+
+    reason: str = tag(1)
