@@ -62,6 +62,7 @@ class InferenceClient:
         self._room_answer: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
         self._segment: Segment | None = None
         self._gone: InferenceError | None = None
+        self._woken = asyncio.Event()
         self._reader = asyncio.create_task(self._read(), name="inference-client")
 
     @classmethod
@@ -74,6 +75,9 @@ class InferenceClient:
         except OSError as exc:
             sock.close()
             raise InferenceUnavailableError(f"no inference process at {socket_path}: {exc}") from exc
+        except BaseException:
+            sock.close()
+            raise
         stream = MessageStream(sock, Role.CLIENT, ROOM)
         try:
             stream.send(m.Hello(token, name))
@@ -81,6 +85,9 @@ class InferenceClient:
         except WireError as exc:
             stream.close()
             raise InferenceUnavailableError(f"the inference process at {socket_path}: {exc}") from exc
+        except BaseException:
+            stream.close()
+            raise
         match received.message if received else None:
             case m.Welcome() as welcome:
                 return cls(stream, welcome)
@@ -102,6 +109,8 @@ class InferenceClient:
     async def open_room(self, name: str) -> InferenceRoom:
         """Take a slot. Raises ``RoomRefusedError``; then this client may try again."""
         segment = Segment.create(name)
+        # An earlier attempt that was cancelled may have left its answer behind.
+        self._room_answer = asyncio.Queue()
         try:
             self._send(m.OpenRoom(name), (segment.memfd, segment.doorbell))
             await self._stream.drain()
@@ -139,6 +148,8 @@ class InferenceClient:
         self._fail(InferenceUnavailableError("the connection was closed"))
         self._stream.close()
         if self._segment is not None:
+            # Someone may wait on it, and learns of the end only after this.
+            asyncio.get_running_loop().remove_reader(self._segment.doorbell)
             self._segment.close()
             self._segment = None
 
@@ -163,6 +174,9 @@ class InferenceClient:
     @staticmethod
     async def _reply(replies: asyncio.Queue[Message | InferenceError]) -> Message:
         reply = await replies.get()
+        if isinstance(reply, InferenceError | m.RequestFailed):
+            # Nothing comes after it: whoever asks again hears the same instead of waiting for ever.
+            replies.put_nowait(reply)
         if isinstance(reply, InferenceError):
             raise reply
         if isinstance(reply, m.RequestFailed):
@@ -182,6 +196,7 @@ class InferenceClient:
                         self._room_answer.put_nowait(answer)
                     case m.Goodbye(reason=why):
                         reason = InferenceUnavailableError(f"the inference process closed the connection: {why}")
+                        break
                     case reply:
                         number: int = getattr(reply, "request", 0)
                         if (replies := self._replies.get(number)) is not None:
@@ -199,6 +214,7 @@ class InferenceClient:
             replies.put_nowait(reason)
         self._events.put_nowait(reason)
         self._room_answer.put_nowait(reason)
+        self._woken.set()
 
 
 class InferenceRoom:
@@ -231,6 +247,7 @@ class InferenceRoom:
         while True:
             event = await self._client._events.get()
             if isinstance(event, InferenceError):
+                self._client._events.put_nowait(event)
                 raise event
             yield event
 
@@ -285,17 +302,22 @@ class InferenceRoom:
         return self._segment.down.consumed
 
     async def wait_speech(self) -> None:
-        """Return when there is speech to read."""
+        """Return when there is speech to read. Raises ``InferenceUnavailableError`` when none can come any more."""
         loop = asyncio.get_running_loop()
-        while self._segment.down.sleep():
-            woken = asyncio.Event()
-            loop.add_reader(self._segment.doorbell, woken.set)
+        client = self._client
+        # Closed here, or gone with nothing left in the ring.
+        while self._segment.doorbell < 0 or self._segment.down.sleep():
+            if client._gone is not None:
+                raise client._gone
+            client._woken.clear()
+            loop.add_reader(self._segment.doorbell, client._woken.set)
             try:
-                await woken.wait()
+                await client._woken.wait()
             finally:
                 if self._segment.doorbell >= 0:
                     loop.remove_reader(self._segment.doorbell)
-            self._segment.answer_doorbell()
+            if self._segment.doorbell >= 0:
+                self._segment.answer_doorbell()
 
     def _cancel(self, number: int) -> None:
         if self._client._gone is None:
@@ -353,10 +375,16 @@ class Phrase:
         return self.start
 
     async def wait(self) -> None:
-        """Return when the phrase lies in the ring whole. Raises ``RequestFailedError`` (also "cancelled")."""
+        """Return when the phrase lies in the ring whole. Raises ``RequestFailedError`` (also "cancelled").
+
+        Cancelling the await cancels the phrase.
+        """
         try:
             while self.end is None:
                 self._take(await self._room._client._reply(self._replies))
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
         finally:
             self._ended = True
             self._room._client._replies.pop(self._number, None)

@@ -60,17 +60,18 @@ class Segment:
             os.ftruncate(memfd, SEGMENT_BYTES)
             fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, _SEALS)
             memory = mmap.mmap(memfd, SEGMENT_BYTES)
+            doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except BaseException:
             os.close(memfd)
             raise
-        doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         return cls(memory, doorbell, fresh=True, memfd=memfd)
 
     @classmethod
     def attach(cls, memfd: int, doorbell: int) -> Segment:
         """Attach to a segment that a peer made. Takes both descriptors over, also when it fails.
 
-        Raises ``RingCorruptedError`` for memory that is not sealed, not of the right size, or holds no rings.
+        Raises ``RingCorruptedError`` for memory that is not sealed, not of the right size, not writable or holds
+        no rings, and for a doorbell that is no eventfd.
         """
         try:
             try:
@@ -82,7 +83,14 @@ class Segment:
             size = os.fstat(memfd).st_size
             if size != SEGMENT_BYTES:
                 raise RingCorruptedError(f"the memfd has {size} bytes, not {SEGMENT_BYTES}")
-            memory = mmap.mmap(memfd, SEGMENT_BYTES)
+            # Writing to anything but an eventfd could block this process or fail when the peer likes.
+            if os.readlink(f"/proc/self/fd/{doorbell}") != "anon_inode:[eventfd]":
+                raise RingCorruptedError("the doorbell offered is not an eventfd")
+            os.set_blocking(doorbell, False)
+            try:
+                memory = mmap.mmap(memfd, SEGMENT_BYTES)
+            except OSError as exc:
+                raise RingCorruptedError(f"the memfd cannot be mapped: {exc.strerror}") from exc
             return cls(memory, doorbell, fresh=False)
         except BaseException:
             os.close(doorbell)

@@ -23,6 +23,8 @@ from inference.wire.stream import MessageStream
 from inference.wire.tlv import Message
 
 _PR_SET_PDEATHSIG = 1
+_MAX_LOG_CHARS = 100_000
+"""Keeps a log record well inside one frame."""
 
 M = TypeVar("M", bound=Message)
 
@@ -51,16 +53,28 @@ class _ForwardHandler(logging.Handler):
         self._loop = loop
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._forward(record)
+        except Exception:  # a log call that is wrong must not break its caller: logging's own convention
+            self.handleError(record)
+
+    def _forward(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
         fields = {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
-        line = s.LogLine(record.levelno, record.name, text[:100_000], record.created, json.dumps(fields, default=str))
+        # File names may hold bytes that are no UTF-8; they arrive here as lone surrogates.
+        text = text[:_MAX_LOG_CHARS].encode(errors="backslashreplace").decode()
+        extra = json.dumps(fields, default=str)
+        if len(extra) > _MAX_LOG_CHARS:
+            extra = "{}"
+        line = s.LogLine(record.levelno, record.name, text, record.created, extra)
         try:
             self._loop.call_soon_threadsafe(self._send, line)
         except RuntimeError:
             # The loop is closed: the process is past its end, and stderr is all that is left.
-            logging.lastResort and logging.lastResort.emit(record)
+            if logging.lastResort is not None:
+                logging.lastResort.emit(record)
 
     def _send(self, line: s.LogLine) -> None:
         if self._stream.connection.state is not State.CLOSED:
@@ -88,6 +102,7 @@ class Supervisor:
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait([self._task])
         await self._stream.drain()
         self._stream.close()
 

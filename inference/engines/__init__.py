@@ -1,0 +1,1 @@
+"""One file per model library, behind the interfaces of ``base``."""

@@ -5,8 +5,10 @@ package imports it. Every method is called from one device lane (one thread at a
 hold no locks. Every call is one *quantum*: short work that is never interrupted; what is longer
 (a generation, a phrase of speech) is cut into steps.
 
-Errors: ``load`` and ``warm_up`` raise ``EngineError``; a bad request inside a batch is returned in
+Errors: ``load`` and ``start`` raise ``EngineError``; a bad request inside a batch is returned in
 its place as an ``EngineError``, so one poisoned request never fails its neighbours.
+
+``close`` frees native memory; it may be called twice, and an engine that was closed can be loaded again.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ VAD_WINDOW = 512
 
 class EngineError(Exception):
     """An engine could not load its model or could not serve one request."""
+
+
+class PromptTooLongError(EngineError):
+    """The prompt and its reply do not fit a room's context; the message has both numbers. The caller trims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,13 @@ class VoiceActivityEngine(Protocol):
         """Forget what ``slot`` has heard (a new room, or a gap in its audio)."""
 
     def probabilities(self, slots: Sequence[int], windows: Audio) -> Audio:
-        """Speech probability per row: ``windows`` is (rows, 512) at 16 kHz, the result (rows,)."""
+        """Speech probability per row: ``windows`` is (rows, 512) at 16 kHz, the result (rows,).
+
+        A slot may appear once. Raises ``EngineError`` for a wrong shape or an unknown slot.
+        """
+
+    def close(self) -> None:
+        """Free the model and all state; no other method but ``load`` may follow."""
 
 
 # --- speech to text ---------------------------------------------------------------------------
@@ -101,6 +113,9 @@ class SpeechToTextEngine(Protocol):
 
     def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcription | EngineError]:
         """One result per utterance, in order. At most ``max_batch`` utterances."""
+
+    def close(self) -> None:
+        """Free the model and all state; no other method but ``load`` may follow."""
 
 
 # --- language model ---------------------------------------------------------------------------
@@ -185,6 +200,9 @@ class LanguageModelEngine(Protocol):
     def running(self) -> frozenset[int]:
         """Request ids that still need steps."""
 
+    def close(self) -> None:
+        """Free the model and all state; no other method but ``load`` may follow."""
+
 
 # --- text to speech ---------------------------------------------------------------------------
 
@@ -228,3 +246,6 @@ class TextToSpeechEngine(Protocol):
 
     def running(self) -> frozenset[int]:
         """Request ids that still need steps."""
+
+    def close(self) -> None:
+        """Free the model and all state; no other method but ``load`` may follow."""

@@ -61,6 +61,9 @@ class Received:
     descriptors: tuple[int, ...] = ()
 
 
+_MAX_DESCRIPTORS = 2
+"""The most that one message carries (``OpenRoom``)."""
+
 Table = Mapping[tuple[Role, State], Mapping[type[Message], State]]
 
 
@@ -138,7 +141,7 @@ FORKSERVER = Protocol(
     name="forkserver",
     table={
         (Role.CLIENT, State.NEW): _stay(State.NEW, s.Spawn),
-        (Role.SERVER, State.NEW): _stay(State.NEW, s.Spawned, s.Reaped),
+        (Role.SERVER, State.NEW): _stay(State.NEW, s.Spawned, s.SpawnFailed, s.Reaped),
     },
 )
 
@@ -216,6 +219,10 @@ class Connection:
         return strays
 
     def _starved(self) -> Signal:
+        # Descriptors come with the first byte of their frame, so with no frame begun none may be left over:
+        # whoever sends more would fill this process's table of open files.
+        if len(self._descriptors) > (_MAX_DESCRIPTORS if self._buffer else 0):
+            raise RemoteProtocolError(f"{len(self._descriptors)} descriptors came that belong to no message")
         if not self._eof:
             return Signal.NEED_DATA
         if self._buffer:

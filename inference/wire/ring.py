@@ -16,6 +16,10 @@ copies afterwards. x86-64 keeps stores in order and loads in order, so that is a
 ``_fence`` puts a barrier between the two. Each side keeps its own cursor privately and never
 believes shared memory about it, and checks the peer's for the impossible.
 
+Falling asleep is the one place where each side stores one word and then loads the other's (``asleep``
+then ``written`` here, ``written`` then ``asleep`` there). x86-64 lets a load pass an older store, so both
+could miss the other's news and the wake-up be lost: ``_full_fence`` stands between the two everywhere.
+
 Overrun policy, chosen when the ring is opened:
 
 * ``OVERWRITE`` (caller's audio): the producer never waits. The consumer reads at any position that
@@ -64,7 +68,12 @@ def _lock_fence() -> Callable[[], None]:
     return fence
 
 
-_fence: Callable[[], None] = _no_fence if platform.machine() in ("x86_64", "AMD64") else _lock_fence()
+# Taking a lock is an atomic read-modify-write, which on x86-64 is a full barrier too.
+_full_fence: Callable[[], None] = _lock_fence()
+_fence: Callable[[], None] = _no_fence if platform.machine() in ("x86_64", "AMD64") else _full_fence
+
+_MAX_CURSOR = 1 << 62
+"""No audio clock gets here; below it, positions and their sums fit the signed integers of messages."""
 
 
 class Ring:
@@ -87,7 +96,8 @@ class Ring:
         self._data = data
         self._written = self._words[_WRITTEN]
         self._consumed = self._words[_CONSUMED]
-        if not 0 <= self._written - self._consumed <= capacity and policy is Overrun.REFUSE:
+        waiting = self._written - self._consumed
+        if waiting < 0 or self._written > _MAX_CURSOR or (policy is Overrun.REFUSE and waiting > capacity):
             raise RingCorruptedError(f"cursors {self._written} and {self._consumed} in a ring of {capacity}")
 
     @classmethod
@@ -124,6 +134,11 @@ class Ring:
         _fence()
         self._words[_WRITTEN] = self._written
 
+    @property
+    def produced(self) -> int:
+        """The producer's own cursor."""
+        return self._written
+
     def space(self) -> int:
         """Samples that ``write`` would take now. Raises ``RingCorruptedError`` on an impossible cursor."""
         consumed = self._words[_CONSUMED]
@@ -136,7 +151,7 @@ class Ring:
 
     def consumer_sleeps(self) -> bool:
         """True once after the consumer called ``sleep``: ring its doorbell."""
-        _fence()
+        _full_fence()
         if not self._words[_ASLEEP]:
             return False
         self._words[_ASLEEP] = 0
@@ -146,8 +161,9 @@ class Ring:
 
     def written(self) -> int:
         """The producer's cursor (samples since the ring was made). Raises ``RingCorruptedError``."""
-        written: int = self._words[_WRITTEN]
-        if written < self._written or (self.policy is Overrun.REFUSE and written - self._consumed > self.capacity):
+        written = int(self._words[_WRITTEN])
+        impossible = written < self._written or written > _MAX_CURSOR
+        if impossible or (self.policy is Overrun.REFUSE and written - self._consumed > self.capacity):
             raise RingCorruptedError(f"written cursor {written}; it was {self._written}, {self._consumed} are consumed")
         self._written = written
         _fence()
@@ -163,9 +179,10 @@ class Ring:
         return self.written() - self._consumed
 
     def read(self, limit: int) -> bytes:
-        """Take up to ``limit`` samples in order."""
+        """Take up to ``limit`` samples in order. Raises ``OverrunError`` when they were overwritten (``OVERWRITE``)."""
         count = min(limit, self.readable())
-        taken = self._copy(self._consumed, count)
+        refuses = self.policy is Overrun.REFUSE
+        taken = self._copy(self._consumed, count) if refuses else self.peek(self._consumed, count)
         self.skip_to(self._consumed + count)
         return taken
 
@@ -197,7 +214,7 @@ class Ring:
     def sleep(self) -> bool:
         """Declare the consumer asleep. False if samples came meanwhile: read them first."""
         self._words[_ASLEEP] = 1
-        _fence()
+        _full_fence()
         if self.readable():
             self._words[_ASLEEP] = 0
             return False

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from inference.wire.connection import Connection, Protocol, Received, Role, Signal, State
-from inference.wire.errors import RemoteProtocolError, SlowPeerError
+from inference.wire.errors import LocalProtocolError, RemoteProtocolError, SlowPeerError
 from inference.wire.tlv import Message
 
 _READ_BYTES = 64 * 1024
@@ -50,7 +50,9 @@ class MessageStream:
     @property
     def is_closed(self) -> bool:
         """Whether nothing can be sent any more."""
-        return self._sock.fileno() < 0 or self._ended
+        # After the peer's mistake there is still a goodbye to be said.
+        told = isinstance(self._error, RemoteProtocolError)
+        return self._sock.fileno() < 0 or (self._ended and not told) or self.connection.state is State.CLOSED
 
     # --- receiving ------------------------------------------------------------------------------
 
@@ -110,9 +112,9 @@ class MessageStream:
         whoever iterates learns of the end. ``descriptors`` stay the caller's and may be closed after
         ``drain``.
         """
-        data = self.connection.send(message)
         if self.is_closed:
             return
+        data = self.connection.send(message)
         self._outgoing.append((data, descriptors))
         self._outgoing_bytes += len(data)
         if len(self._outgoing) == 1:
@@ -132,10 +134,13 @@ class MessageStream:
                 sent = self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
             except (BlockingIOError, InterruptedError):
                 break
-            except OSError:
-                # Gone. What it sent before is still read; the reader sees the end after it.
+            except OSError as exc:
                 self._outgoing.clear()
                 self._outgoing_bytes = 0
+                if not isinstance(exc, ConnectionError):
+                    # A descriptor that is none, or no kernel memory: the peer is there and would wait for ever.
+                    self._end(LocalProtocolError(f"cannot send: {exc}"))
+                # Else it is gone. What it sent before is still read; the reader sees the end after it.
                 break
             self._outgoing_bytes -= sent
             if sent < len(data):
@@ -167,6 +172,8 @@ class MessageStream:
         if self._sock.fileno() < 0:
             return
         self._end(None)
+        self._loop.remove_writer(self._sock)
+        self._drained.set()
         self.connection.state = State.CLOSED
         self._sock.close()
         for received in self._received:

@@ -21,12 +21,23 @@ class Spawn(Message):
     name: str = tag(1, maximum=64)
 
 
-@message(201)
+@message(201, descriptors=1)
 @dataclass(frozen=True, slots=True)
 class Spawned(Message):
-    """Fork server → supervisor, in the order of the ``Spawn`` messages."""
+    """Fork server → supervisor, in the order of the ``Spawn`` messages. Travels with the process's pidfd.
+
+    Only the parent can open a pidfd knowing that the number has not been given to another process.
+    """
 
     pid: int = tag(1, minimum=1)
+
+
+@message(203)
+@dataclass(frozen=True, slots=True)
+class SpawnFailed(Message):
+    """Fork server → supervisor, instead of ``Spawned``: the system refused another process."""
+
+    reason: str = tag(1)
 
 
 @message(202)
@@ -60,6 +71,7 @@ class InitializeInference(Message):
     tts_path: str = tag(12)
     log_level: str = tag(13, default="INFO")
     engines: Literal["real", "fake"] = tag(14, default="real")
+    llm_threads: int = tag(15, default=1, minimum=1)
 
 
 @message(211)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import reprlib
 import struct
 import typing
 from collections.abc import Callable, Iterator
@@ -170,11 +171,13 @@ def _encode_fields(value: Struct) -> bytes:
         content = getattr(value, field.name)
         if content is None and field.optional:
             continue
-        for item in content if field.repeated else (content,):
-            try:
-                encoded = field.encode(item)
-            except MalformedError as exc:
-                raise MalformedError(f"{type(value).__name__}.{field.name}: {exc}") from exc
+        try:
+            if field.repeated:
+                _expect(content, tuple)
+            encoded_items = [field.encode(item) for item in (content if field.repeated else (content,))]
+        except MalformedError as exc:
+            raise MalformedError(f"{type(value).__name__}.{field.name}: {exc}") from exc
+        for encoded in encoded_items:
             parts.append(_FIELD.pack(field.tag, len(encoded)))
             parts.append(encoded)
     return b"".join(parts)
@@ -236,11 +239,18 @@ def _field(owner: str, spec: dataclasses.Field[Any], hint: Any) -> _Field:
     elif hint in _SCALARS:
         pair = _SCALARS[hint]
     elif isinstance(hint, type) and issubclass(hint, Struct) and not issubclass(hint, Message):
-        pair = (_encode_fields, functools.partial(_decode_fields, hint))
+        pair = (functools.partial(_encode_struct, hint), functools.partial(_decode_fields, hint))
     else:
         raise TypeError(f"{owner}.{spec.name}: {hint!r} cannot travel")
     check = _bounds(spec.metadata["minimum"], spec.metadata["maximum"])
     encode_one, decode_one = pair
+
+    def encode_checked(value: Any) -> bytes:
+        # The codec looks at the type first: bounds of a wrong type cannot be compared.
+        encoded = encode_one(value)
+        check(value)
+        return encoded
+
     return _Field(
         tag=spec.metadata["tag"],
         name=spec.name,
@@ -248,7 +258,7 @@ def _field(owner: str, spec: dataclasses.Field[Any], hint: Any) -> _Field:
         repeated=repeated,
         optional=optional,
         has_default=spec.default is not dataclasses.MISSING,
-        encode=lambda value: encode_one(check(value)),
+        encode=encode_checked,
         decode=lambda content: check(decode_one(content)),
     )
 
@@ -285,7 +295,10 @@ def _encode_int(value: Any) -> bytes:
 def _encode_float(value: Any) -> bytes:
     if type(value) is not int:
         _expect(value, float)
-    return _F64.pack(value)
+    try:
+        return _F64.pack(value)
+    except OverflowError as exc:
+        raise MalformedError("an integer too large for 64-bit floating point") from exc
 
 
 def _encode_bool(value: Any) -> bytes:
@@ -304,6 +317,11 @@ def _encode_str(value: Any) -> bytes:
 def _encode_bytes(value: Any) -> bytes:
     _expect(value, bytes)
     return typing.cast(bytes, value)
+
+
+def _encode_struct(cls: type[Struct], value: Any) -> bytes:
+    _expect(value, cls)
+    return _encode_fields(value)
 
 
 def _sized(content: memoryview, size: int) -> memoryview:
@@ -342,7 +360,7 @@ def _literal_codec(choices: tuple[Any, ...]) -> _Codec:
 
     def check(value: Any) -> str:
         if value not in choices:
-            raise MalformedError(f"{value!r} is not one of {allowed}")
+            raise MalformedError(f"{reprlib.repr(value)} is not one of {allowed}")
         return typing.cast(str, value)
 
     return lambda value: _encode_str(check(value)), lambda content: check(_decode_str(content))

@@ -1,0 +1,1 @@
+"""One room: what a job process runs. The folder listing is the pipeline."""

@@ -1,0 +1,231 @@
+"""The inference process: load, warm with a real example, report READY, serve until told to stop.
+
+Started by the supervisor as ``python -m inference.main --control FD --parent PID``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import functools
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from inference.device import NoDeviceError, choose_device
+from inference.engines.base import (
+    SAMPLE_RATE,
+    VAD_WINDOW,
+    Audio,
+    EngineError,
+    EngineOptions,
+    Message,
+    Sampling,
+    SpeechFailed,
+    TokensOut,
+    Utterance,
+)
+from inference.runner import DeviceLane, Engines, VadLane
+from inference.server import InferenceServer
+from inference.supervised import Supervisor, prepare_process
+from inference.wire import messages as m
+from inference.wire import supervision as s
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 5
+EXIT_NO_DEVICE = 4
+"""As in the host's table of exit codes: they travel in ``InitializeFailed``."""
+
+WARM_UP_TEXT = "Every room can hear me now."
+_WARM_UP_TOKENS = 8
+
+
+class WarmUpError(Exception):
+    """An engine loaded, but could not do its work once."""
+
+
+def make_engines(kind: str) -> Engines:
+    """The real engines, or the shipped fakes."""
+    if kind == "fake":
+        from inference.engines import fake
+
+        return Engines(
+            fake.FakeVoiceActivity(), fake.FakeSpeechToText(), fake.FakeLanguageModel(), fake.FakeTextToSpeech()
+        )
+    from inference.engines.llm import LlamaLanguageModel
+    from inference.engines.stt import WhisperSpeechToText
+    from inference.engines.tts import PiperTextToSpeech
+    from inference.engines.vad import SileroVoiceActivity
+
+    return Engines(SileroVoiceActivity(), WhisperSpeechToText(), LlamaLanguageModel(), PiperTextToSpeech())
+
+
+def load(engines: Engines, settings: s.InitializeInference, options: EngineOptions, say: Callable[[str], None]) -> None:
+    """Load the four models, saying which. Raises ``EngineError``."""
+    say(f"loading voice activity detection on {options.device}")
+    engines.vad.load(options)
+    say(f"loading speech to text: {settings.stt_name} on {options.device}")
+    engines.stt.load(Path(settings.stt_path), options)
+    say(f"loading language model: {settings.llm_name} on {options.device}")
+    engines.llm.load(Path(settings.llm_path), dataclasses.replace(options, threads=settings.llm_threads))
+    say(f"loading voice: {settings.tts_name} on {options.device}")
+    engines.tts.load(Path(settings.tts_path), options)
+
+
+def warm_up(engines: Engines) -> str:
+    """One sentence spoken, heard, transcribed and answered. Returns the transcript; raises ``WarmUpError``."""
+    speech = _speak(engines)
+    _listen(engines, speech)
+    transcription = engines.stt.transcribe([Utterance(speech, "en")])[0]
+    if isinstance(transcription, EngineError):
+        raise WarmUpError(f"speech to text: {transcription}") from transcription
+    if not transcription.text:
+        raise WarmUpError("speech to text heard no words in the voice's own sentence")
+    _answer(engines)
+    return transcription.text
+
+
+def _speak(engines: Engines) -> Audio:
+    tts = engines.tts
+    tts.start(0, WARM_UP_TEXT)
+    blocks = []
+    while tts.running():
+        for out in tts.step([0]):
+            if isinstance(out, SpeechFailed):
+                raise WarmUpError(f"voice: {out.error}") from out.error
+            blocks.append(out.audio)
+    samples = np.concatenate(blocks).astype(np.float32) / 32768.0
+    if not len(samples) or float(np.abs(samples).max()) < 0.01:
+        raise WarmUpError("the voice is silent")
+    # Straight-line interpolation is good enough to hear whether words come out.
+    positions = np.arange(0, len(samples), tts.sample_rate / SAMPLE_RATE)
+    resampled: Audio = np.interp(positions, np.arange(len(samples)), samples).astype(np.float32)
+    return resampled
+
+
+def _listen(engines: Engines, speech: Audio) -> None:
+    windows = speech[: len(speech) // VAD_WINDOW * VAD_WINDOW].reshape(-1, VAD_WINDOW)
+    highest = max(float(engines.vad.probabilities([0], window[None])[0]) for window in windows)
+    engines.vad.reset(0)
+    if highest < 0.5:
+        raise WarmUpError(f"voice activity detection hears no speech in the voice's own sentence ({highest:.2f})")
+
+
+def _answer(engines: Engines) -> None:
+    llm = engines.llm
+    llm.start(0, 0, [Message("user", "Say hello.")], Sampling(temperature=0.0, max_tokens=_WARM_UP_TOKENS))
+    text = ""
+    while llm.running():
+        for out in llm.step():
+            if not isinstance(out, TokensOut):
+                raise WarmUpError(f"language model: {out.error}") from out.error
+            text += out.text
+    llm.release(0)
+    if not text.strip():
+        raise WarmUpError("the language model answers with nothing")
+
+
+async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
+    """From the settings to the end of the process; returns the exit code."""
+    loop = asyncio.get_running_loop()
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        loop.call_soon_threadsafe(supervisor.send, s.Progress(text))
+
+    try:
+        device = choose_device(settings.device)
+    except NoDeviceError as exc:
+        return await _fail(supervisor, str(exc), EXIT_NO_DEVICE)
+    options = EngineOptions(device, settings.threads, settings.max_rooms, settings.context_tokens)
+    try:
+        engines = make_engines(settings.engines)
+        await asyncio.to_thread(load, engines, settings, options, say)
+        say("warming up")
+        heard = await asyncio.to_thread(warm_up, engines)
+    except (EngineError, WarmUpError) as exc:
+        return await _fail(supervisor, str(exc), EXIT_FAILED)
+    except Exception as exc:
+        logger.exception("start-up failed")
+        return await _fail(supervisor, f"{type(exc).__name__}: {exc}", EXIT_FAILED)
+    logger.debug("warm-up heard %r", heard)
+
+    device_lane, vad_lane = DeviceLane(engines), VadLane(engines.vad)
+    welcome = m.Welcome(
+        version=m.PROTOCOL_VERSION,
+        device=device,
+        speech_rate=engines.tts.sample_rate,
+        context_tokens=settings.context_tokens,
+        max_rooms=settings.max_rooms,
+        stt_model=settings.stt_name,
+        llm_model=settings.llm_name,
+        tts_model=settings.tts_name,
+    )
+    server = InferenceServer(settings.socket_path, settings.token, welcome, device_lane, vad_lane)
+    device_lane.start()
+    vad_lane.start()
+    serving = asyncio.create_task(server.serve(), name="server")
+    stopping = asyncio.create_task(supervisor.stopping.wait(), name="stopping")
+    try:
+        # One turn of the loop, in which the server binds its socket or fails to.
+        await asyncio.sleep(0)
+        if not serving.done():
+            supervisor.send(s.Ready(f"{device}, {settings.max_rooms} rooms, {time.monotonic() - began:.1f} s"))
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done() and (error := serving.exception()) is not None:
+            logger.error("the server ended: %s", error)
+            return EXIT_FAILED
+        return 0
+    finally:
+        stopping.cancel()
+        serving.cancel()
+        await asyncio.wait({serving})
+        vad_lane.stop()
+        device_lane.stop()
+        supervisor.send(s.Exiting(supervisor.reason))
+        await supervisor.drain()
+
+
+async def _fail(supervisor: Supervisor, reason: str, exit_code: int) -> int:
+    supervisor.send(s.InitializeFailed(reason, exit_code))
+    await supervisor.drain()
+    return exit_code
+
+
+async def run(control: socket.socket) -> int:
+    """The process's life on its event loop."""
+    async with Supervisor(control) as supervisor:
+        settings = await supervisor.receive(s.InitializeInference)
+        if settings is None:
+            return 0
+        supervisor.forward_logs(settings.log_level)
+        return await serve(supervisor, settings)
+
+
+def main() -> int:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="python -m inference.main")
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the supervisor's socket")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the supervisor")
+    arguments = parser.parse_args()
+    prepare_process(arguments.parent)
+    control = socket.socket(fileno=arguments.control)
+    start: Callable[..., int] = asyncio.run
+    try:
+        import uvloop
+
+        start = functools.partial(uvloop.run)
+    except ImportError:
+        logger.debug("uvloop is not installed; asyncio's own loop serves")
+    return start(run(control))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
