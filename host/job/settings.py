@@ -17,7 +17,9 @@ class SessionSettings:
     ``allow_interruptions``. Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
     ``repeat_penalty``, ``seed`` (-1 draws one), ``language`` (ISO 639-1, "" detects). Voice:
     ``speed``, ``volume``. Phrases: ``first_phrase_chars`` and ``phrase_chars`` are how long a phrase
-    may grow, in characters, before it is cut at the next word.
+    may grow, in characters, before it is cut at the next word. Local room only:
+    ``interrupt_after_s`` (seconds into an answer at which the caller's next turn begins, None waits
+    for its end) and ``response_timeout_s`` (how long the caller waits for an answer).
     """
 
     activation: float = 0.5
@@ -35,6 +37,8 @@ class SessionSettings:
     volume: float = 1.0
     first_phrase_chars: int = 60
     phrase_chars: int = 200
+    interrupt_after_s: float | None = None
+    response_timeout_s: float = 30.0
 
     def to_json(self) -> str:
         """For ``StartJob.settings``."""
