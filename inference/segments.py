@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from pathlib import Path
 
 from inference.wire.errors import RingCorruptedError
 from inference.wire.ring import HEADER_BYTES, SAMPLE_BYTES, Overrun, Ring
@@ -84,7 +85,7 @@ class Segment:
             if size != SEGMENT_BYTES:
                 raise RingCorruptedError(f"the memfd has {size} bytes, not {SEGMENT_BYTES}")
             # Writing to anything but an eventfd could block this process or fail when the peer likes.
-            if os.readlink(f"/proc/self/fd/{doorbell}") != "anon_inode:[eventfd]":
+            if str(Path(f"/proc/self/fd/{doorbell}").readlink()) != "anon_inode:[eventfd]":
                 raise RingCorruptedError("the doorbell offered is not an eventfd")
             os.set_blocking(doorbell, False)
             try:

@@ -55,7 +55,7 @@ class _ForwardHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._forward(record)
-        except Exception:  # a log call that is wrong must not break its caller: logging's own convention
+        except Exception:  # noqa: BLE001 (logging's own convention: a wrong log call does not break its caller)
             self.handleError(record)
 
     def _forward(self, record: logging.LogRecord) -> None:

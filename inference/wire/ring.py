@@ -91,7 +91,7 @@ class Ring:
             raise RingCorruptedError(f"the ring claims {capacity} samples, its memory holds {len(data) // 2}")
         self.capacity: int = capacity
         self.policy = policy
-        self._guard = max(1, capacity // 16)
+        self._guard: int = max(1, capacity // 16)
         self._words = header.cast("Q")
         self._data = data
         self._written = self._words[_WRITTEN]
