@@ -1,0 +1,309 @@
+"""Deterministic engines without models: for tests, for load tests of everything else, for a first try.
+
+Each obeys its Protocol in ``base.py`` to the letter (slots, ids, errors, steps); only the answers are
+made up. ``cost_s`` is the time one quantum takes, in seconds; it is slept, as a device call blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.engines.base import (
+    SAMPLE_RATE,
+    VAD_WINDOW,
+    Audio,
+    EngineError,
+    EngineOptions,
+    FinishReason,
+    GenerationFailed,
+    Message,
+    Sampling,
+    SpeechFailed,
+    SpeechOut,
+    TokensOut,
+    Transcription,
+    Utterance,
+)
+
+SPEECH_RMS: Final = 0.02
+"""Root mean square at which a window is as likely speech as not."""
+
+WORD_S: Final = 0.3
+"""Seconds of tone for one word."""
+
+TONE_HZ: Final = 440.0
+
+
+def _spend(cost_s: float) -> None:
+    if cost_s > 0:
+        time.sleep(cost_s)
+
+
+class FakeVoiceActivity:
+    """Loud is speech: the probability grows with the window's root mean square and is 0.5 at ``SPEECH_RMS``."""
+
+    def __init__(self, cost_s: float = 0.0) -> None:
+        self.cost_s = cost_s
+        self.heard: list[int] = []
+        """Windows each slot has heard since its last reset."""
+
+    def load(self, options: EngineOptions) -> None:
+        """Take ``options.max_rooms`` slots."""
+        self.heard = [0] * options.max_rooms
+
+    def reset(self, slot: int) -> None:
+        """Start counting the windows of ``slot`` anew."""
+        _check_slot(slot, len(self.heard))
+        self.heard[slot] = 0
+
+    def probabilities(self, slots: Sequence[int], windows: Audio) -> Audio:
+        """``rms / (rms + SPEECH_RMS)`` of each row of ``windows`` (rows, 512); raises as the real one does."""
+        if windows.shape != (len(slots), VAD_WINDOW):
+            raise EngineError(f"fake: windows are {windows.shape}, expected ({len(slots)}, {VAD_WINDOW})")
+        if len(set(slots)) != len(slots):
+            raise EngineError(f"fake: a slot appears twice in {list(slots)}")
+        for slot in slots:
+            _check_slot(slot, len(self.heard))
+        for slot in slots:
+            self.heard[slot] += 1
+        _spend(self.cost_s)
+        rms = np.sqrt(np.square(windows).mean(axis=1))
+        result: Audio = (rms / (rms + SPEECH_RMS)).astype(np.float32)
+        return result
+
+    def close(self) -> None:
+        """Forget all slots."""
+        self.heard = []
+
+
+class FakeSpeechToText:
+    """Says how long it heard someone, or what the table has for that length.
+
+    ``texts``: text for an utterance of so many samples.
+    """
+
+    def __init__(self, texts: Mapping[int, str] | None = None, cost_s: float = 0.0, max_batch: int = 8) -> None:
+        self.texts = dict(texts or {})
+        self.cost_s = cost_s
+        self.max_batch = max_batch
+
+    def load(self, model: Path, options: EngineOptions) -> None:
+        """Nothing to load; ``model`` need not exist."""
+
+    def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcription | EngineError]:
+        """ "heard N ms", or the table's text; "" for silence, an error for audio that is empty or not finite."""
+        if len(utterances) > self.max_batch:
+            raise EngineError(f"fake: {len(utterances)} utterances, at most {self.max_batch} in one call")
+        _spend(self.cost_s)
+        return [self._one(utterance) for utterance in utterances]
+
+    def _one(self, utterance: Utterance) -> Transcription | EngineError:
+        audio = utterance.audio
+        if audio.dtype != np.float32 or audio.ndim != 1 or not audio.size or not np.isfinite(audio).all():
+            return EngineError(f"fake: bad audio: {audio.dtype} of shape {audio.shape}")
+        language = utterance.language or "en"
+        if not audio.any():
+            return Transcription("", language, -2.0, 1.0)
+        text = self.texts.get(len(audio), f"heard {round(1000 * len(audio) / SAMPLE_RATE)} ms")
+        return Transcription(text, language, -0.1, 0.0)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def echo(messages: Sequence[Message]) -> str:
+    """The fake's usual answer: "You said: " and the last message."""
+    return f"You said: {messages[-1].content}"
+
+
+class FakeLanguageModel:
+    """Answers with ``answer(messages)``, one word a step; a token is a word.
+
+    Prompt tokens are decoded in chunks of ``prefill_chunk`` words, and those a slot shares with its
+    former prompt and reply count as cached, as in a KV cache. ``answer`` may raise ``EngineError``
+    to poison one request.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Message]], str] = echo,
+        cost_s: float = 0.0,
+        prefill_chunk: int = 128,
+    ) -> None:
+        self.answer = answer
+        self.cost_s = cost_s
+        self.prefill_chunk = prefill_chunk
+        self._context_tokens = 0
+        self._cached: list[list[str]] = []
+        self._generations: dict[int, _FakeGeneration] = {}
+
+    def load(self, model: Path, options: EngineOptions) -> None:  # noqa: ARG002 (the Protocol's)
+        """Take ``options.max_rooms`` slots; ``model`` need not exist."""
+        self._context_tokens = options.context_tokens
+        self._cached = [[] for _ in range(options.max_rooms)]
+        self._generations.clear()
+
+    def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
+        """Queue an answer. Raises ``EngineError`` for a slot or id in use and for a prompt that cannot fit."""
+        _check_slot(slot, len(self._cached))
+        if request in self._generations:
+            raise EngineError(f"fake: request {request} is already running")
+        if any(running.slot == slot for running in self._generations.values()):
+            raise EngineError(f"fake: slot {slot} is already answering")
+        if not messages:
+            raise EngineError("fake: no messages to answer")
+        prompt = [word for m in messages for word in (f"<{m.role}>", *m.content.split())]
+        room = self._context_tokens - sampling.max_tokens
+        if len(prompt) > room:
+            raise EngineError(f"fake: the prompt has {len(prompt)} tokens, only {max(room, 0)} fit")
+        cached = self._cached[slot]
+        shared = 0
+        while shared < min(len(cached), len(prompt) - 1) and cached[shared] == prompt[shared]:
+            shared += 1
+        del cached[shared:]
+        self._generations[request] = _FakeGeneration(
+            request, slot, tuple(messages), prompt, shared, sampling.max_tokens
+        )
+
+    def step(self, urgent: frozenset[int] | None = None) -> list[TokensOut | GenerationFailed]:
+        """One prefill chunk or one word of each generation that takes part."""
+        chosen = [g for g in self._generations.values() if urgent is None or g.request in urgent]
+        if not chosen:
+            return []
+        _spend(self.cost_s)
+        out: list[TokensOut | GenerationFailed] = []
+        budget = self.prefill_chunk
+        for generation in chosen:
+            cached = self._cached[generation.slot]
+            missing = generation.prompt[len(cached) :]
+            if generation.words is None:
+                chunk = missing[:budget]
+                budget -= len(chunk)
+                cached += chunk
+                if len(chunk) < len(missing):
+                    continue
+                try:
+                    generation.words = deque(self.answer(generation.messages).split())
+                except EngineError as exc:
+                    self.cancel(generation.request)
+                    out.append(GenerationFailed(generation.request, exc))
+                    continue
+            out.append(self._say(generation, generation.words))
+        return out
+
+    def _say(self, generation: _FakeGeneration, words: deque[str]) -> TokensOut:
+        text = ""
+        if words:
+            word = words.popleft()
+            text = word if not generation.said else f" {word}"
+            if not generation.said:
+                self._cached[generation.slot].append("<assistant>")
+            self._cached[generation.slot].append(word)
+            generation.said += 1
+        finish: FinishReason | None = None
+        if not words:
+            finish = "stop"
+        elif generation.said >= generation.max_tokens:
+            finish = "length"
+        if finish is None:
+            return TokensOut(generation.request, text)
+        self.cancel(generation.request)
+        return TokensOut(generation.request, text, finish, len(generation.prompt), generation.shared, generation.said)
+
+    def cancel(self, request: int) -> None:
+        """Stop an answer; what is cached stays. Unknown ids are ignored."""
+        self._generations.pop(request, None)
+
+    def release(self, slot: int) -> None:
+        """Cancel the slot's answer and forget what is cached."""
+        _check_slot(slot, len(self._cached))
+        for request in [g.request for g in self._generations.values() if g.slot == slot]:
+            self.cancel(request)
+        self._cached[slot] = []
+
+    def running(self) -> frozenset[int]:
+        """Request ids that still need steps."""
+        return frozenset(self._generations)
+
+    def close(self) -> None:
+        """Forget all slots."""
+        self._generations.clear()
+        self._cached = []
+
+
+@dataclass(slots=True)
+class _FakeGeneration:
+    request: int
+    slot: int
+    messages: tuple[Message, ...]
+    prompt: list[str]
+    shared: int
+    max_tokens: int
+    words: deque[str] | None = None
+    said: int = 0
+
+
+class FakeTextToSpeech:
+    """A sine tone of ``WORD_S`` a word, in blocks of ``block_s``; silence costs nothing to say."""
+
+    def __init__(self, cost_s: float = 0.0, sample_rate: int = 22_050, block_s: float = 1.0) -> None:
+        self.cost_s = cost_s
+        self.sample_rate = sample_rate
+        self.block_s = block_s
+        self._left: dict[int, NDArray[np.int16]] = {}
+
+    def load(self, model: Path, options: EngineOptions) -> None:  # noqa: ARG002 (the Protocol's)
+        """Nothing to load; ``model`` need not exist."""
+        self._left.clear()
+
+    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0) -> None:
+        """Queue a tone. Raises ``EngineError`` for an id in use, a speed that is not positive, a negative volume."""
+        if request in self._left:
+            raise EngineError(f"fake: request {request} is already running")
+        if not speed > 0 or not volume >= 0:
+            raise EngineError(f"fake: speed is {speed}, volume is {volume}")
+        words = sum(any(char.isalnum() for char in word) for word in text.split())
+        samples = round(words * WORD_S / speed * self.sample_rate)
+        wave = np.sin(np.arange(samples) * (2 * np.pi * TONE_HZ / self.sample_rate))
+        self._left[request] = np.clip(wave * (16_000 * volume), -32_767, 32_767).astype(np.int16)
+
+    def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:
+        """The next block of each of ``requests``; unknown ids give nothing."""
+        known = [request for request in requests if request in self._left]
+        if known:
+            _spend(self.cost_s)
+        out: list[SpeechOut | SpeechFailed] = []
+        size = max(1, round(self.block_s * self.sample_rate))
+        for request in known:
+            block, rest = np.split(self._left[request], [size])
+            if rest.size:
+                self._left[request] = rest
+            else:
+                del self._left[request]
+            out.append(SpeechOut(request, block, last=not rest.size))
+        return out
+
+    def cancel(self, request: int) -> None:
+        """Drop a tone between two blocks. Unknown ids are ignored."""
+        self._left.pop(request, None)
+
+    def running(self) -> frozenset[int]:
+        """Request ids that still need steps."""
+        return frozenset(self._left)
+
+    def close(self) -> None:
+        """Drop all tones."""
+        self._left.clear()
+
+
+def _check_slot(slot: int, slots: int) -> None:
+    if not 0 <= slot < slots:
+        raise EngineError(f"fake: slot {slot} is not in 0..{slots - 1}")

@@ -1,0 +1,359 @@
+"""Whisper through CTranslate2: utterances of several rooms in one batch, in a window that fits them.
+
+Whisper was trained on windows of 30 s and is usually run in them, however short the speech. The
+encoder accepts shorter ones, which saves most of its work, at a price: below about 15 s the text
+sometimes comes out twice or loops. So the window is never shorter than ``WINDOW_FLOOR_S``, ends in
+at least ``SLACK_S`` of silence, and a text that looks wrong is made again in the full window with a
+wider search, as faster-whisper falls back on its temperatures.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.engines.base import (
+    SAMPLE_RATE,
+    Audio,
+    EngineError,
+    EngineOptions,
+    Transcription,
+    Utterance,
+)
+
+WINDOW_FLOOR_S: Final = 20.0
+"""Shortest window. On clean and noisy recordings 20 s was as exact as 30 s, 15 s not quite, 10 s repeated itself."""
+
+WINDOW_STEP_S: Final = 2.5
+"""Windows are rounded up to a multiple of this, so that utterances of similar length share a batch."""
+
+FULL_WINDOW_S: Final = 30.0
+"""The window Whisper was trained on, and the longest its positions allow."""
+
+SLACK_S: Final = 2.0
+"""Silence after the speech. Without it the model does not find the end."""
+
+LONGEST_PIECE_S: Final = FULL_WINDOW_S - SLACK_S
+"""Longer utterances are cut at their quietest places."""
+
+BEAM: Final = 2
+"""Width of the first search. On noisy speech 2 makes a tenth fewer errors than 1; more gains nothing and costs time."""
+
+RETRY_BEAM: Final = 5
+"""Width of the search after a text that looks wrong."""
+
+TOKENS_PER_SECOND: Final = 8.0
+"""About twice what people speak: a text that wants more is looping, or in a script that is spelled in bytes."""
+
+SPARE_TOKENS: Final = 16
+
+MAX_TOKENS: Final = 224
+"""Half of Whisper's text context: its own limit for one window."""
+
+# The thresholds below are those of OpenAI's transcribe() and of faster-whisper.
+NO_SPEECH_THRESHOLD: Final = 0.6
+LOGPROB_THRESHOLD: Final = -1.0
+COMPRESSION_THRESHOLD: Final = 2.4
+
+SILENCE_PEAK: Final = 1e-3
+"""Audio that never exceeds this (-60 dB) is silence; Whisper would still answer "you"."""
+
+_HOP: Final = 160  # samples in one mel frame: 10 ms
+_MEL_FRAMES_PER_S: Final = SAMPLE_RATE // _HOP
+
+
+class WhisperSpeechToText:
+    """``SpeechToTextEngine`` on a CTranslate2 Whisper model.
+
+    ``max_batch``: utterances in one call; on a CPU a larger batch gains nothing and only delays its first text.
+    """
+
+    def __init__(self) -> None:
+        self.max_batch = 1
+        self._ct2: Any = None
+        self._whisper: Any = None  # ctranslate2.models.Whisper
+        self._mel: Any = None  # log-mel of float32 audio
+        self._tokenizers: dict[str, Any] = {}
+        self._make_tokenizer: Any = None
+        self._suppressed: list[int] = []
+        self._languages: frozenset[str] = frozenset()
+        self._multilingual = False
+
+    def __repr__(self) -> str:
+        return f"WhisperSpeechToText(loaded={self._whisper is not None}, max_batch={self.max_batch})"
+
+    def load(self, model: Path, options: EngineOptions) -> None:
+        """Load the model in folder ``model`` (CTranslate2 format): int8 on a CPU, float16 on a GPU.
+
+        Raises ``EngineError`` when packages, files or device are missing or unusable.
+        """
+        for name in ("model.bin", "config.json", "tokenizer.json"):
+            # faster-whisper would go and ask a hub for what is missing.
+            if not (model / name).is_file():
+                raise EngineError(f"speech to text: no such file: {model / name}")
+        on_gpu = options.device == "cuda"
+        try:
+            import ctranslate2
+            import faster_whisper
+            from faster_whisper.feature_extractor import FeatureExtractor
+            from faster_whisper.tokenizer import Tokenizer
+            from faster_whisper.transcribe import get_suppressed_tokens
+
+            whisper = faster_whisper.WhisperModel(
+                str(model),
+                device=options.device,
+                compute_type="float16" if on_gpu else "int8",
+                cpu_threads=options.threads,
+                num_workers=1,
+                local_files_only=True,
+            )
+            mel = whisper.feature_extractor
+            if len(mel.mel_filters) != whisper.model.n_mels:  # a folder without preprocessor_config.json
+                mel = FeatureExtractor(feature_size=whisper.model.n_mels)
+        except (ImportError, OSError, RuntimeError, ValueError) as exc:
+            raise EngineError(f"speech to text: cannot load {model} on {options.device}: {exc}") from exc
+        self._ct2 = ctranslate2
+        self._whisper = whisper.model
+        self._mel = mel
+        self._multilingual = bool(whisper.model.is_multilingual)
+        self._languages = frozenset(whisper.supported_languages)
+        self._tokenizers = {}
+        self._make_tokenizer = lambda language: Tokenizer(
+            whisper.hf_tokenizer, self._multilingual, task="transcribe", language=language
+        )
+        self._suppressed = list(get_suppressed_tokens(self._tokenizer("en"), [-1]))
+        self.max_batch = 16 if on_gpu else 4
+
+    def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcription | EngineError]:
+        """One result per utterance, in order: a ``Transcription``, or the ``EngineError`` of that utterance alone.
+
+        Audio must be one-dimensional float32 at 16 kHz, finite and not empty; samples beyond [-1, 1]
+        are clipped. Raises ``EngineError`` for more than ``max_batch`` utterances.
+        """
+        if self._whisper is None:
+            raise EngineError("speech to text: not loaded")
+        if len(utterances) > self.max_batch:
+            raise EngineError(f"speech to text: {len(utterances)} utterances, at most {self.max_batch} in one call")
+        results: list[Transcription | EngineError | None] = [None] * len(utterances)
+        pieces: list[_Piece] = []
+        for index, utterance in enumerate(utterances):
+            problem = self._problem(utterance)
+            if problem is not None:
+                results[index] = EngineError(f"speech to text: {problem}")
+            else:
+                language = utterance.language if self._multilingual else "en"
+                audio = np.clip(utterance.audio, -1.0, 1.0)
+                pieces += [_Piece(index, part, language) for part in split_at_pauses(audio)]
+        try:
+            self._run(pieces)
+        except (RuntimeError, ValueError) as exc:
+            # The audio was checked, so this is the device or the model, not one of the utterances.
+            failed = EngineError(f"speech to text: a batch of {len(pieces)} failed: {exc}")
+            failed.__cause__ = exc
+            return [failed if result is None else result for result in results]
+        return [
+            result if result is not None else _join([piece for piece in pieces if piece.utterance == index])
+            for index, result in enumerate(results)
+        ]
+
+    def close(self) -> None:
+        """Free the model."""
+        self._whisper = self._mel = self._make_tokenizer = None
+        self._tokenizers = {}
+
+    # --- one batch ----------------------------------------------------------------------------
+
+    def _run(self, pieces: list[_Piece]) -> None:
+        audible = [piece for piece in pieces if piece.peak > SILENCE_PEAK]
+        for window, batch in self._batches(audible, lambda piece: piece.window_s):
+            encoded = self._encode(batch, window)
+            self._detect_languages(batch, encoded)
+            self._generate(batch, encoded, beam=BEAM)
+        doubtful = [piece for piece in audible if piece.doubtful()]
+        for window, batch in self._batches(doubtful, lambda _: FULL_WINDOW_S):
+            encoded = self._encode(batch, window)
+            for piece in batch:
+                piece.budget = MAX_TOKENS
+            self._generate(batch, encoded, beam=RETRY_BEAM)
+            for row in [row for row, piece in enumerate(batch) if piece.loops()]:
+                # A loop that survives the full window is broken by force; whoever really said the
+                # same four tokens again and again loses some of them.
+                alone = self._encode([batch[row]], window)
+                self._generate([batch[row]], alone, beam=RETRY_BEAM, no_repeat_ngram_size=4)
+
+    def _batches(self, pieces: list[_Piece], window_of: Any) -> Iterator[tuple[float, list[_Piece]]]:
+        """Groups of at most ``max_batch`` pieces of one window: all rows of a batch have one length."""
+        for window in sorted({window_of(piece) for piece in pieces}):
+            group = [piece for piece in pieces if window_of(piece) == window]
+            for start in range(0, len(group), self.max_batch):
+                yield window, group[start : start + self.max_batch]
+
+    def _encode(self, batch: list[_Piece], window_s: float) -> Any:
+        frames = round(window_s * _MEL_FRAMES_PER_S)
+        rows = [self._features(piece.audio, frames) for piece in batch]
+        return self._whisper.encode(self._ct2.StorageView.from_array(np.stack(rows)))
+
+    def _features(self, audio: Audio, frames: int) -> NDArray[np.float32]:
+        """Log-mel (mels, ``frames``) of ``audio`` followed by silence, as if it had been padded with zeros.
+
+        Whisper's features end 8 decades (2.0 after its scaling) below their maximum, so that is what
+        silence looks like; computing it costs nothing. 400 samples let the last window of the
+        transform fall off the end of the speech.
+        """
+        mel = self._mel(audio, padding=400).astype(np.float32)[:, :frames]
+        out = np.full((mel.shape[0], frames), mel.max() - 2.0, np.float32)
+        out[:, : mel.shape[1]] = mel
+        return out
+
+    def _detect_languages(self, batch: list[_Piece], encoded: Any) -> None:
+        if not self._multilingual or all(piece.language for piece in batch):
+            return
+        for piece, scores in zip(batch, self._whisper.detect_language(encoded), strict=True):
+            if not piece.language:
+                piece.language = scores[0][0].strip("<|>")
+
+    def _generate(self, batch: list[_Piece], encoded: Any, beam: int, no_repeat_ngram_size: int = 0) -> None:
+        prompts = []
+        for piece in batch:
+            tokenizer = self._tokenizer(piece.language)
+            prompts.append([*tokenizer.sot_sequence, tokenizer.no_timestamps])
+        budget = max(piece.budget for piece in batch)
+        # CTranslate2 gives the text at most half of max_length, whatever the prompt takes.
+        found = self._whisper.generate(
+            encoded,
+            prompts,
+            beam_size=beam,
+            max_length=max(2 * budget, budget + len(prompts[0])),
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=True,
+            suppress_tokens=self._suppressed,
+        )
+        for piece, result in zip(batch, found, strict=True):
+            tokens = list(result.sequences_ids[0])
+            piece.tokens = tokens
+            piece.text = self._tokenizer(piece.language).decode(tokens).strip()
+            # The score is a mean over the tokens; the end token counts as one more.
+            piece.logprob = float(result.scores[0]) * len(tokens) / (len(tokens) + 1)
+            piece.no_speech = float(result.no_speech_prob)
+
+    def _tokenizer(self, language: str) -> Any:
+        tokenizer = self._tokenizers.get(language)
+        if tokenizer is None:
+            tokenizer = self._tokenizers[language] = self._make_tokenizer(language)
+        return tokenizer
+
+    def _problem(self, utterance: Utterance) -> str | None:
+        audio = utterance.audio
+        if audio.dtype != np.float32 or audio.ndim != 1:
+            return f"audio is {audio.dtype} of shape {audio.shape}, expected float32 of shape (samples,)"
+        if audio.size == 0:
+            return "audio is empty"
+        if not np.isfinite(audio).all():
+            return "audio has samples that are not finite numbers"
+        if utterance.language and utterance.language not in self._languages:
+            return f"language is {utterance.language!r}, which this model does not know"
+        return None
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A stretch of an utterance that fits a window, and what was made of it."""
+
+    utterance: int
+    audio: Audio
+    language: str
+    peak: float = field(init=False)
+    budget: int = field(init=False)
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprob: float = 0.0
+    no_speech: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.peak = float(np.abs(self.audio).max())
+        self.budget = min(MAX_TOKENS, round(self.seconds * TOKENS_PER_SECOND) + SPARE_TOKENS)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.audio) / SAMPLE_RATE
+
+    @property
+    def window_s(self) -> float:
+        steps = -(-(self.seconds + SLACK_S) // WINDOW_STEP_S)
+        return min(FULL_WINDOW_S, max(WINDOW_FLOOR_S, steps * WINDOW_STEP_S))
+
+    def is_silence(self) -> bool:
+        """Whisper itself doubts that anyone spoke, and is unsure of the words."""
+        return self.no_speech > NO_SPEECH_THRESHOLD and self.logprob < LOGPROB_THRESHOLD
+
+    def loops(self) -> bool:
+        """The text repeats itself far beyond what people say."""
+        data = self.text.encode()
+        return bool(data) and (
+            len(data) / len(zlib.compress(data)) > COMPRESSION_THRESHOLD or ends_in_loop(self.tokens)
+        )
+
+    def doubtful(self) -> bool:
+        """Whether the text is worth a second, slower look."""
+        if self.is_silence():
+            return False
+        return (
+            len(self.tokens) >= self.budget
+            or self.logprob < LOGPROB_THRESHOLD
+            or (not self.text and self.no_speech < NO_SPEECH_THRESHOLD)
+            or is_repetition(self.text)
+            or self.loops()
+        )
+
+
+def _join(pieces: list[_Piece]) -> Transcription:
+    heard = [piece for piece in pieces if piece.text and not piece.is_silence()]
+    tokens = sum(len(piece.tokens) for piece in heard)
+    best = heard or pieces
+    logprob = sum(piece.logprob * len(piece.tokens) for piece in heard) / tokens if tokens else best[0].logprob
+    return Transcription(
+        text=" ".join(piece.text for piece in heard),
+        language=best[0].language,
+        avg_logprob=logprob,
+        no_speech_prob=min(piece.no_speech for piece in best),
+    )
+
+
+def is_repetition(text: str) -> bool:
+    """Whether ``text`` is one passage said two or more times, whatever its case and punctuation."""
+    letters = "".join(char for char in text.casefold() if char.isalnum())
+    return re.fullmatch(r"(.{2,}?)\1+", letters) is not None
+
+
+def ends_in_loop(tokens: Sequence[int], longest: int = 8, times: int = 4) -> bool:
+    """Whether ``tokens`` end in at most ``longest`` tokens said ``times`` times in a row."""
+    for period in range(1, longest + 1):
+        tail = list(tokens[-period * times :])
+        if len(tail) == period * times and tail == tail[:period] * times:
+            return True
+    return False
+
+
+def split_at_pauses(audio: Audio, longest_s: float = LONGEST_PIECE_S) -> list[Audio]:
+    """Cut ``audio`` (16 kHz) into pieces of at most ``longest_s``, at the quietest 0.1 s of each one's second half."""
+    block = SAMPLE_RATE // 10
+    longest = int(longest_s * SAMPLE_RATE)
+    pieces = []
+    while len(audio) > longest:
+        second_half = audio[longest // 2 : longest]
+        blocks = second_half[: len(second_half) // block * block].reshape(-1, block)
+        quietest = int(np.square(blocks).mean(axis=1).argmin())
+        cut = longest // 2 + quietest * block + block // 2
+        pieces.append(audio[:cut])
+        audio = audio[cut:]
+    pieces.append(audio)
+    return pieces
