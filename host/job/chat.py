@@ -1,0 +1,136 @@
+"""The history of one conversation, as the language model is given it. Pure.
+
+An assistant's message holds what was *heard* of it, so the model never believes that the caller
+knows what was cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from inference.wire.messages import ChatMessage, Role
+
+BYTES_PER_TOKEN = 3.5
+"""Of UTF-8 text, on the low side: about 4 in English, and CJK needs about a token a character (3 bytes)."""
+MESSAGE_TOKENS = 8
+"""What a chat template puts around one message."""
+_KEEP_WHEN_FULL = 0.7
+"""Dropping turns costs the room its KV cache from there on, so enough is dropped at once to last a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseHeard:
+    """A phrase as it was shown, its length and how much of it was heard, in samples on one clock.
+
+    ``samples`` None: it was still being synthesised, so its length is estimated from the others.
+    """
+
+    text: str
+    samples: int | None
+    heard: int
+
+
+def truncate_to_heard(phrases: Sequence[PhraseHeard], sample_rate: int) -> str:
+    """The text that was heard: whole phrases, and the one cut off up to the last whole word, in proportion."""
+    heard = []
+    per_char = _samples_per_char(phrases, sample_rate)
+    for phrase in phrases:
+        samples = phrase.samples if phrase.samples is not None else round(per_char * len(phrase.text))
+        if phrase.samples is not None and phrase.heard >= samples:
+            heard.append(phrase.text)
+            continue
+        heard.append(_cut_at_word(phrase.text, phrase.heard / max(samples, 1)))
+        break
+    return "".join(heard).rstrip()
+
+
+def _samples_per_char(phrases: Iterable[PhraseHeard], sample_rate: int) -> float:
+    known = [(phrase.samples, len(phrase.text)) for phrase in phrases if phrase.samples and phrase.text]
+    if not known:
+        # English is spoken at about 15 characters a second.
+        return sample_rate / 15
+    return sum(samples for samples, _ in known) / sum(chars for _, chars in known)
+
+
+def _cut_at_word(text: str, share: float) -> str:
+    end = min(len(text), int(len(text) * share))
+    if end == len(text):
+        return text
+    while end > 0 and not text[end].isspace():
+        end -= 1
+    return text[:end]
+
+
+class ChatHistory:
+    """Instructions and turns, oldest first.
+
+    ``messages`` fits them into ``context_tokens`` less ``reply_tokens`` by leaving out the oldest
+    turns; the count is approximate, so a refusal ("too_long") is answered with ``drop_oldest_turn``.
+    """
+
+    def __init__(self, instructions: str, *, context_tokens: int, reply_tokens: int) -> None:
+        self._system = ChatMessage("system", instructions)
+        self._budget = context_tokens - reply_tokens
+        self._items: list[ChatMessage] = []
+        self._first = 0
+
+    def __repr__(self) -> str:
+        return f"<ChatHistory {len(self._items)} messages, {self._first} left out, about {self.tokens()} tokens>"
+
+    @property
+    def items(self) -> tuple[ChatMessage, ...]:
+        """All that was said in this conversation, also what no longer fits; without the instructions."""
+        return tuple(self._items)
+
+    def add_user(self, text: str) -> None:
+        """The caller said ``text``."""
+        self._items.append(ChatMessage("user", text))
+
+    def add_assistant(self, text: str) -> None:
+        """The caller heard ``text``. Nothing heard is nothing said; what follows directly is one message."""
+        if not text.strip():
+            return
+        if len(self._items) > self._first and self._items[-1].role == "assistant":
+            text = f"{self._items.pop().content} {text.lstrip()}"
+        self._items.append(ChatMessage("assistant", text))
+
+    def take_back_user(self) -> str:
+        """Remove the caller's last message, which goes on, and return it. Raises ``ValueError`` if there is none."""
+        if not self._items or self._items[-1].role != "user":
+            raise ValueError("the last message is not the caller's")
+        self._first = min(self._first, len(self._items) - 1)
+        return self._items.pop().content
+
+    def messages(self) -> tuple[ChatMessage, ...]:
+        """What the model is asked with: instructions and the newest turns that fit, roles alternating."""
+        if self.tokens() > self._budget:
+            while self.tokens() > self._budget * _KEEP_WHEN_FULL and self.drop_oldest_turn():
+                pass
+        merged = [self._system] if self._system.content else []
+        for item in self._items[self._first :]:
+            if merged and merged[-1].role == item.role:
+                # A turn whose answer failed is followed by the caller's next one.
+                merged[-1] = ChatMessage(item.role, f"{merged[-1].content} {item.content}")
+            else:
+                merged.append(item)
+        return tuple(merged)
+
+    def drop_oldest_turn(self) -> bool:
+        """Leave out the oldest turn (a question and its answer). False if only the newest is left."""
+        later = [n for n in range(self._first + 1, len(self._items)) if self._items[n].role == "user"]
+        if not later:
+            return False
+        self._first = later[0]
+        return True
+
+    def tokens(self) -> int:
+        """About how many tokens ``messages`` is."""
+        return sum(_tokens(item.content) for item in (self._system, *self._items[self._first :]))
+
+
+def _tokens(text: str) -> int:
+    return MESSAGE_TOKENS + round(len(text.encode()) / BYTES_PER_TOKEN)
+
+
+__all__ = ["ChatHistory", "ChatMessage", "PhraseHeard", "Role", "truncate_to_heard"]
