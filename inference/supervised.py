@@ -93,6 +93,7 @@ class Supervisor:
         self.reason = ""
         self._stream = MessageStream(control, Role.SERVER, SUPERVISION)
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._acknowledged = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Supervisor:
@@ -135,6 +136,10 @@ class Supervisor:
             raise LocalProtocolError(f"expected {kind.__name__}, got {type(received).__name__}")
         return received
 
+    async def wait_acknowledged(self) -> None:
+        """Return when the job's final status has been passed on, or nobody is there any more to do so."""
+        await self._acknowledged.wait()
+
     async def _read(self) -> None:
         reason = "the supervisor is gone"
         try:
@@ -144,10 +149,14 @@ class Supervisor:
                         self._stream.send(s.Pong(sent_ns))
                     case s.Shutdown(reason=why):
                         self._stop(why)
+                    case s.JobUpdateAck():
+                        # Not for ``receive``: it comes after a ``Shutdown``, too.
+                        self._acknowledged.set()
                     case message:
                         self._inbox.put_nowait(message)
         except WireError as exc:
             reason = f"the supervisor's connection failed: {exc}"
+        self._acknowledged.set()
         self._stop(reason)
 
     def _stop(self, reason: str) -> None:
