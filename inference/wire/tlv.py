@@ -288,7 +288,7 @@ def _expect(value: Any, kind: type) -> None:
 def _encode_int(value: Any) -> bytes:
     _expect(value, int)
     if not _I64_MIN <= value <= _I64_MAX:
-        raise MalformedError(f"{value} does not fit 64 bits")
+        raise MalformedError(f"an integer of {value.bit_length()} bits does not fit 64 bits")
     return _I64.pack(value)
 
 
@@ -297,7 +297,7 @@ def _encode_float(value: Any) -> bytes:
         _expect(value, float)
     try:
         return _F64.pack(value)
-    except OverflowError as exc:
+    except struct.error as exc:
         raise MalformedError("an integer too large for 64-bit floating point") from exc
 
 
