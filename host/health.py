@@ -1,0 +1,59 @@
+"""The host's HTTP port: is it well (``/``), and what is it doing (``/worker``)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from host.errors import ConfigError, PortInUseError
+
+
+class HealthServer:
+    """Serves ``GET /``: 200 "OK", or 503 with the reason; and ``GET /worker``: a JSON object.
+
+    ``problem`` gives the reason ("" when all is well), ``describe`` the object. ``port`` 0 picks a
+    free one; ``port`` then says which.
+    """
+
+    def __init__(
+        self, host: str, port: int, *, problem: Callable[[], str], describe: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._host = host
+        self.port = port
+        self._problem = problem
+        self._describe = describe
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Bind. Raises ``PortInUseError`` or ``ConfigError`` naming host and port."""
+        app = web.Application()
+        app.router.add_get("/", self._health)
+        app.router.add_get("/worker", self._worker)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host or None, self.port)
+        try:
+            await site.start()
+        except OSError as exc:
+            await self.aclose()
+            where = f"{self._host or '0.0.0.0'}:{self.port}"
+            if exc.errno == errno.EADDRINUSE:
+                raise PortInUseError(f"something else already listens on {where}; choose another port") from exc
+            raise ConfigError(f"cannot listen on {where}: {exc}") from exc
+        self.port = self._runner.addresses[0][1]
+
+    async def aclose(self) -> None:
+        """Close the port. Safe to call twice."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        problem = self._problem()
+        return web.Response(text=problem or "OK", status=503 if problem else 200)
+
+    async def _worker(self, _: web.Request) -> web.Response:
+        return web.json_response(self._describe())
