@@ -44,7 +44,7 @@ ASSIGNMENT_TIMEOUT_S = 7.5
 STATUS_INTERVAL_S = 2.5
 HEARTBEAT_S = 30.0
 _CONNECT_TIMEOUT_S = 10.0
-_FENCE_TIMEOUT_S = 2.0
+FENCE_TIMEOUT_S = 2.0
 _TOKEN_TTL = timedelta(hours=1)
 _AGENT_NAME_ATTRIBUTE = "lk.agent.name"
 
@@ -376,12 +376,12 @@ class Dispatch:
         number = next(self._fence_numbers)
         self._fences[number] = passed = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(_FENCE_TIMEOUT_S):
+            async with asyncio.timeout(FENCE_TIMEOUT_S):
                 if not await self._send(ws, agent.WorkerMessage(ping=agent.WorkerPing(timestamp=number))):
                     return False
                 await passed
         except TimeoutError:
-            logger.warning("LiveKit did not confirm a job's status in %.0f s", _FENCE_TIMEOUT_S)
+            logger.warning("LiveKit did not confirm a job's status in %.0f s", FENCE_TIMEOUT_S)
             return False
         finally:
             del self._fences[number]
