@@ -270,7 +270,7 @@ class Supervisor:
     def __repr__(self) -> str:
         return (
             f"<Supervisor inference={'ready' if self.inference_ready else 'not ready'} jobs={len(self.jobs)}"
-            f" idle={sum(slot.is_idle() for slot in self._slots.values())} waiting={len(self._launches)}>"
+            f" idle={self.idle_processes} waiting={len(self._launches)}>"
         )
 
     @property
@@ -282,6 +282,11 @@ class Supervisor:
     def inference_ready(self) -> bool:
         """Whether the inference process is up and warm now."""
         return self._inference_up.is_set()
+
+    @property
+    def idle_processes(self) -> int:
+        """How many warm processes wait for a job."""
+        return sum(slot.is_idle() for slot in self._slots.values())
 
     async def wait_failed(self) -> HostError:
         """Return why the host cannot go on, when it cannot: a resident process fails again and again."""
