@@ -214,7 +214,7 @@ class Player:
     def phrases_heard(self, utterance: Utterance) -> list[PhraseHeard]:
         """What was heard of each phrase."""
         position = utterance.origin + utterance.heard
-        result = []
+        result: list[PhraseHeard] = []
         for spoken in utterance.phrases:
             samples: int | None = None
             heard = 0

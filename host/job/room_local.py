@@ -100,7 +100,8 @@ class LocalRoom:
     wave). After the last answer the caller leaves.
 
     ``leave`` writes ``out``, the answers one after the other (int16 at the rate of ``open_speech``),
-    and ``record``, both sides on one timeline (caller left, agent right). Both may be "" for none. Raises ``ValueError`` for a wave that cannot be played.
+    and ``record``, both sides on one timeline (caller left, agent right). Both may be "" for none.
+    Raises ``ValueError`` for a wave that cannot be played.
     """
 
     def __init__(

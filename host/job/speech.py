@@ -15,17 +15,18 @@ MAX_WORD = 1_000
 _MIN_CLAUSE = 12
 """A first clause shorter than this is over before the next phrase can be there."""
 
-_TITLES = frozenset(
-    ("mr", "mrs", "ms", "mx", "dr", "prof", "rev", "hon", "st", "sr", "jr", "gen", "col", "maj", "capt", "lt", "sgt")
-    + ("gov", "sen", "rep", "pres", "vs", "approx", "dept", "univ")
-)
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TITLES = _words("mr mrs ms mx dr prof rev hon st sr jr gen col maj capt lt sgt gov sen rep pres vs approx dept univ")
 """A full stop after one of these never ends a sentence."""
-_BEFORE_NUMBERS = frozenset(("no", "nos", "fig", "vol", "art", "sec", "ch", "p", "pp"))
+_BEFORE_NUMBERS = _words("no nos fig vol art sec ch p pp")
 """A full stop after one of these ends a sentence unless a number follows."""
-_ABBREVIATIONS = frozenset(
-    ("etc", "e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "u.n", "e.u", "ph.d", "b.a", "m.a", "cf", "al", "inc", "ltd")
-    + ("co", "corp", "ave", "blvd", "rd", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov")
-    + ("dec", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_ABBREVIATIONS = _words(
+    "etc e.g i.e a.m p.m u.s u.k u.n e.u ph.d b.a m.a cf al inc ltd co corp ave blvd rd jan feb mar apr jun jul aug "
+    "sep sept oct nov dec mon tue wed thu fri sat sun"
 )
 """A full stop after one of these ends a sentence only where a capital follows."""
 

@@ -1,0 +1,220 @@
+"""What an agent's entrypoint is given, and the life of the job around it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from host.job.agent import VoiceAgent
+from host.job.pipeline import VoiceSession
+from host.job.room import Room
+from host.job.settings import SessionSettings
+from inference.client import InferenceClient, InferenceError
+from inference.wire.supervision import JobStatus, TurnReport
+
+logger = logging.getLogger(__name__)
+
+ENTRYPOINT_GRACE_S = 5.0
+"""How long an entrypoint may go on after its session was closed, to finish what it does."""
+
+ShutdownCallback = Callable[[str], Awaitable[None] | None]
+
+
+@dataclass(slots=True)
+class JobProcess:
+    """The process a job runs in. ``userdata`` is filled by the agent file's ``prewarm``."""
+
+    userdata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """The job as it was dispatched. ``agent_identity``: who the agent is in the room."""
+
+    id: str
+    room: str
+    metadata: str = ""
+    agent_identity: str = ""
+
+
+class JobContext:
+    """One job: its room, its session, its end. Made by the job process, handed to the entrypoint."""
+
+    def __init__(
+        self,
+        room: Room,
+        info: JobInfo,
+        process: JobProcess,
+        inference_socket: str,
+        inference_token: str,
+        settings: SessionSettings,
+        report: Callable[[TurnReport], None],
+    ) -> None:
+        self.room = room
+        self.job = info
+        self.proc = process
+        self.log_fields = {"job": info.id, "room": info.room}
+        self._inference_socket = inference_socket
+        self._inference_token = inference_token
+        self._settings = settings
+        self._report = report
+        self._stopping = asyncio.Event()
+        self._reason = ""
+        self._session: VoiceSession | None = None
+        self._callbacks: list[ShutdownCallback] = []
+        self._resources = AsyncExitStack()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._connected = False
+
+    async def connect(self) -> None:
+        """Join the room. Raises ``ConnectionError`` naming the room and the reason. Safe to call twice."""
+        if self._connected:
+            return
+        await self.room.connect()
+        self._connected = True
+        self._task_group().create_task(self._watch_room(), name="room-end")
+
+    async def wait_for_participant(self, identity: str = "") -> str:
+        """Wait for the caller (the first non-agent participant, or ``identity``) and return the identity."""
+        return await self.room.wait_for_participant(identity)
+
+    async def start_session(self, agent: VoiceAgent) -> VoiceSession:
+        """Begin the conversation as soon as the caller is there; one a job.
+
+        Raises ``InferenceUnavailableError``, or ``RoomRefusedError`` when there is no slot for another room.
+        """
+        if self._session is not None:
+            raise RuntimeError("this job has its session already")
+        await self.connect()
+        # The slot first: a caller should not be greeted by an agent that cannot hear.
+        client = await InferenceClient.connect(self._inference_socket, self._inference_token, name=self.job.id)
+        self._resources.push_async_callback(client.aclose)
+        inference = await client.open_room(self.job.room)
+        await self.room.open_speech(inference.speech_rate)
+        await self.wait_for_participant()
+        self._session = VoiceSession(
+            self.room,
+            inference,
+            agent,
+            settings=agent.settings or self._settings,
+            context_tokens=client.welcome.context_tokens,
+            job_id=self.job.id,
+            report=self._report,
+        )
+        self._task_group().create_task(self._hold(self._session), name="session")
+        return self._session
+
+    def add_shutdown_callback(self, callback: ShutdownCallback) -> None:
+        """Have ``callback`` (a function or a coroutine function) called with the reason when the job ends."""
+        self._callbacks.append(callback)
+
+    def shutdown(self, reason: str = "") -> None:
+        """End the job. Returns at once; the first reason counts."""
+        if not self._stopping.is_set():
+            self._reason = reason
+            self._stopping.set()
+
+    # --- for run_job ------------------------------------------------------------------------------
+
+    def _task_group(self) -> asyncio.TaskGroup:
+        if self._tasks is None:
+            raise RuntimeError("the job is not running")
+        return self._tasks
+
+    async def _watch_room(self) -> None:
+        self.shutdown(await self.room.wait_closed())
+
+    async def _hold(self, session: VoiceSession) -> None:
+        await session.run()
+        self.shutdown(session.close_reason)
+
+    async def _run_entrypoint(self, entrypoint: Callable[[JobContext], Awaitable[None]]) -> None:
+        await entrypoint(self)
+        if self._session is None:
+            self.shutdown("the entrypoint returned")
+
+    async def _run(self, entrypoint: Callable[[JobContext], Awaitable[None]]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            entry = tasks.create_task(self._run_entrypoint(entrypoint), name="entrypoint")
+            await self._stopping.wait()
+            if self._session is not None:
+                await self._session.aclose()
+            await asyncio.wait([entry], timeout=ENTRYPOINT_GRACE_S)
+            raise _EndedError
+
+    async def _end(self) -> None:
+        for callback in self._callbacks:
+            try:
+                if inspect.isawaitable(result := callback(self._reason)):
+                    await result
+            except Exception:
+                logger.exception("a shutdown callback failed", extra=self.log_fields)
+
+    async def _release(self) -> None:
+        await self.room.leave()
+        await self._resources.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How a job ended. ``error``: "" or what went wrong, for a person to read."""
+
+    status: Literal["success", "failed"]
+    error: str
+    reason: str
+
+
+async def run_job(
+    entrypoint: Callable[[JobContext], Awaitable[None]],
+    ctx: JobContext,
+    update: Callable[[JobStatus, str], Awaitable[None]],
+) -> JobOutcome:
+    """Run one job to its end and give everything back.
+
+    The job ends when ``ctx.shutdown`` is called, the caller leaves, the room ends, the entrypoint
+    raises (the job has failed then), or returns without a session. ``update`` is awaited with
+    "running" at once, and with the final status while the agent is still in the room; the room is
+    left and the inference process's slot given back after it returned.
+    """
+    status: Literal["success", "failed"] = "success"
+    error = ""
+    await update("running", "")
+    try:
+        await ctx._run(entrypoint)
+    except* _EndedError:
+        logger.info("the job ends: %s", ctx._reason, extra=ctx.log_fields)
+    except* Exception as failures:
+        status, error = "failed", _describe(failures)
+        ctx.shutdown(error)
+        if isinstance(_first(failures), InferenceError | ConnectionError):
+            # What that means is said in one line; anything else needs its traceback.
+            logger.error("the job failed: %s", error, extra=ctx.log_fields)  # noqa: TRY400
+        else:
+            logger.exception("the job failed: %s", error, extra=ctx.log_fields)
+    try:
+        await ctx._end()
+        await update(status, error)
+    finally:
+        await ctx._release()
+    return JobOutcome(status, error, ctx._reason)
+
+
+class _EndedError(Exception):
+    """Ends the job's task group: not a failure."""
+
+
+def _first(failure: BaseException) -> BaseException:
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
+def _describe(failure: BaseException) -> str:
+    first = _first(failure)
+    return f"{type(first).__name__}: {first}"

@@ -1,0 +1,565 @@
+"""One conversation: the shell that performs what ``turn`` decides.
+
+    Capture ── VAD events, audio clock ──> TurnTaking ── actions ──> transcribe
+                                                               ├──> generate ─> PhraseCutter ─> Player
+                                                               └──> silence, history cut to what was heard
+
+Everything runs on the job's event loop; inputs are fed to the table one at a time, and its actions
+are performed before the next. Only what takes time (a transcription, a reply) is a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
+
+from host.job import turn as t
+from host.job.agent import VoiceAgent
+from host.job.audio import CALLER_RATE, Capture, Player, Utterance
+from host.job.chat import ChatHistory, truncate_to_heard
+from host.job.room import AgentState, Room
+from host.job.settings import SessionSettings
+from host.job.speech import PhraseCutter, SpeakablePhrase
+from inference.client import InferenceError, InferenceRoom, RequestFailedError
+from inference.wire.messages import Transcript
+from inference.wire.supervision import TurnReport
+
+logger = logging.getLogger(__name__)
+
+_MIN_SILENCE_MS = 256
+_WATCH_S = 0.01
+"""How often a reply's progress is looked at until it is heard; five times as rarely afterwards."""
+_NO_SPEECH_PROB, _NO_SPEECH_LOGPROB = 0.6, -1.0
+"""Whisper's own rule for a transcript of no speech."""
+
+_AGENT_STATES: dict[t.State, AgentState] = {
+    t.State.LISTENING: "listening",
+    t.State.USER_SPEAKING: "listening",
+    t.State.ENDPOINTING: "listening",
+    t.State.TRANSCRIBING: "thinking",
+    t.State.THINKING: "thinking",
+    t.State.SPEAKING: "speaking",
+}
+
+
+@runtime_checkable
+class AnswerRecorder(Protocol):
+    """A room that records the agent's answers and wants to know where one ends."""
+
+    def end_answer(self) -> tuple[float, float]:
+        """Where the answer that is over lies in the recording, in seconds."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What is measured of one turn. Times are monotonic seconds."""
+
+    number: int
+    transcript: str
+    audio_s: float
+    last_voiced: float
+    decided: float
+    committed: float
+    asked: float = 0.0
+    first_text: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Reply:
+    """One thing the agent says. ``turn`` None: of its own accord. ``said``: text of an interrupted beginning."""
+
+    segment: str
+    source: AsyncGenerator[str, None]
+    turn: _Turn | None = None
+    said: str = ""
+    text: str = ""
+    complete: bool = False
+    interrupted_at: float = 0.0
+    utterance: Utterance | None = None
+    task: asyncio.Task[None] | None = None
+    shown: str = ""
+    barge_in_ms: float = -1.0
+    first_read: float | None = None
+    first_heard: float | None = None
+    audio_s: float = 0.0
+    span: tuple[float, float] = (0.0, 0.0)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class VoiceSession:
+    """The agent and one caller in one room, from the greeting to the end.
+
+    ``run`` holds the conversation until ``aclose``; it raises ``InferenceUnavailableError`` when the
+    inference process goes away. ``report`` is called with each turn when it is over.
+    """
+
+    def __init__(
+        self,
+        room: Room,
+        inference: InferenceRoom,
+        agent: VoiceAgent,
+        *,
+        settings: SessionSettings,
+        context_tokens: int,
+        job_id: str,
+        report: Callable[[TurnReport], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.history = ChatHistory(
+            agent.instructions,
+            context_tokens=context_tokens,
+            reply_tokens=min(settings.max_reply_tokens, context_tokens // 2),
+        )
+        self.close_reason = ""
+        self._room = room
+        self._inference = inference
+        self._agent = agent
+        self._settings = settings
+        self._job_id = job_id
+        self._report = report
+        self._now = now
+        self._turns = t.TurnTaking(settings.min_endpointing_delay_ms * t.SAMPLES_PER_MS, settings.allow_interruptions)
+        self._capture = Capture(inference, self._on_clock, self._waits_for_clock, now)
+        self._player = Player(room, inference, now)
+        self._recorder = room if isinstance(room, AnswerRecorder) else None
+        self._fields = {"job": job_id, "room": room.name}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._transcriptions: dict[int, asyncio.Task[None]] = {}
+        self._reply: _Reply | None = None
+        self._interrupted: _Reply | None = None
+        self._to_say: deque[_Reply] = deque()
+        self._turn_number = 0
+        self._segments = 0
+        self._event_at = 0.0
+        self._state: AgentState | None = None
+        self._notes: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+        self._ending = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._failure: InferenceError | None = None
+
+    def __repr__(self) -> str:
+        return f"<VoiceSession {self._room.name!r} {self._turns.state.value} turn={self._turn_number}>"
+
+    # --- for the agent's author ---------------------------------------------------------------------
+
+    async def say(self, text: str) -> str:
+        """Say ``text`` as soon as the agent listens. Returns what was heard of it, which joins the history."""
+        reply = self._say(text)
+        ended = asyncio.ensure_future(self._ended.wait())
+        over = asyncio.ensure_future(reply.over.wait())
+        try:
+            await asyncio.wait((over, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+            ended.cancel()
+        return reply.said
+
+    async def wait_closed(self) -> str:
+        """Return the reason when the conversation is over. Raises the ``InferenceError`` that ended it."""
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self.close_reason
+
+    async def aclose(self, reason: str = "") -> None:
+        """End the conversation: silence, and every request is cancelled. Returns when that is done."""
+        self.close_reason = self.close_reason or reason
+        self._ending.set()
+        await self._ended.wait()
+
+    # --- running ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Hold the conversation until ``aclose``. Raises ``InferenceUnavailableError``."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self._show(), name="notes")
+                tasks.create_task(self._player.run(), name="player")
+                tasks.create_task(self._capture.run(self._room.caller_audio()), name="capture")
+                self._listen()
+                tasks.create_task(self._watch_voice(), name="voice-activity")
+                if self._agent.greeting:
+                    self._to_say.appendleft(_Reply(self._segment(), _whole(self._agent.greeting)))
+                self._feed(t.Tick(self._inference.position))
+                await self._ending.wait()
+                raise _EndedError
+        except* _EndedError:
+            pass
+        except* InferenceError as failures:
+            self._failure = _first(failures)
+            self.close_reason = str(self._failure)
+        finally:
+            self._wind_up()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def _group(self) -> asyncio.TaskGroup:
+        assert self._tasks is not None, "the session is not running"
+        return self._tasks
+
+    def _listen(self) -> None:
+        settings = self._settings
+        self._inference.listen(
+            activation=settings.activation,
+            min_speech_ms=settings.min_speech_ms,
+            pause_ms=min(settings.pause_ms, max(32, settings.min_endpointing_delay_ms)),
+            min_silence_ms=_MIN_SILENCE_MS,
+        )
+
+    def _wind_up(self) -> None:
+        """Silence, and report the turns that the end cut off."""
+        self._room.clear()
+        if (reply := self._reply) is not None:
+            self._reply = None
+            if reply.utterance is not None:
+                self._player.note_heard(reply.utterance)
+                self._keep_heard(reply, reply.utterance)
+            self._report_turn(reply, interrupted=True)
+        self._report_interrupted()
+        while not self._notes.empty():
+            self._notes.get_nowait().close()
+        self._ended.set()
+
+    # --- inputs ---------------------------------------------------------------------------------------
+
+    async def _watch_voice(self) -> None:
+        async for event in self._inference.events():
+            self._event_at = self._now()
+            logger.debug("%s", event)
+            # Whether this is a barge-in depends on what has been heard by now.
+            self._note_heard()
+            self._feed(event)
+
+    def _on_clock(self, position: int) -> None:
+        self._feed(t.Tick(position))
+
+    def _waits_for_clock(self) -> bool:
+        return self._turns.state in (t.State.USER_SPEAKING, t.State.ENDPOINTING)
+
+    def _note_heard(self) -> None:
+        reply = self._reply
+        if reply is None or reply.utterance is None or reply.first_heard is not None:
+            return
+        if self._player.note_heard(reply.utterance):
+            reply.first_heard = reply.utterance.first_heard
+            self._feed(t.AnswerHeard())
+
+    def _feed(self, event: t.Input) -> None:
+        for action in self._turns.feed(event):
+            logger.debug("%s", action)
+            self._perform(action)
+        if self._turns.state is t.State.LISTENING and self._to_say:
+            self._turns.feed(t.SayStarted())
+            self._start(self._to_say.popleft())
+        self._show_state()
+
+    # --- actions --------------------------------------------------------------------------------------
+
+    def _perform(self, action: t.Action) -> None:
+        match action:
+            case t.Transcribe():
+                task = self._group.create_task(self._transcribe(action), name=f"transcribe-{action.ticket}")
+                self._transcriptions[action.ticket] = task
+            case t.DropTranscript(ticket=ticket):
+                if (dropped := self._transcriptions.pop(ticket, None)) is not None:
+                    dropped.cancel()
+            case t.CommitTurn():
+                self._answer(action)
+            case t.CancelAnswer():
+                self._cancel_answer()
+            case t.Interrupt():
+                self._interrupt()
+            case t.ResumeAnswer():
+                self._resume()
+            case t.DropTurn():
+                logger.info("no words in what was heard", extra=self._fields)
+
+    async def _transcribe(self, ask: t.Transcribe) -> None:
+        try:
+            result = await self._inference.transcribe(
+                ask.start, ask.end, language=self._settings.language, speculative=ask.speculative
+            )
+        except RequestFailedError as exc:
+            logger.log(
+                logging.WARNING if ask.speculative else logging.ERROR,
+                "transcription failed: %s",
+                exc,
+                extra=self._fields,
+            )
+            self._feed(t.TranscriptFailed(ask.ticket))
+        else:
+            self._feed(t.TranscriptArrived(ask.ticket, _words(result)))
+        finally:
+            self._transcriptions.pop(ask.ticket, None)
+
+    def _answer(self, turn: t.CommitTurn) -> None:
+        self._report_interrupted()
+        self._turn_number += 1
+        measured = _Turn(
+            self._turn_number,
+            turn.text,
+            audio_s=(turn.last_voiced - turn.start) / CALLER_RATE,
+            last_voiced=self._capture.time_of(turn.last_voiced),
+            decided=self._capture.time_of(turn.decided),
+            committed=self._now(),
+        )
+        self.history.add_user(turn.text)
+        self._note(self._room.publish_transcript("user", f"user-{self._turn_number}", turn.text, final=True))
+        self._start(_Reply(self._segment(), self._generate(measured), measured))
+
+    def _cancel_answer(self) -> None:
+        reply = self._stop_reply()
+        assert reply.turn is not None
+        self.history.take_back_user()
+        self._turn_number -= 1
+        if reply.utterance is not None and self._recorder is not None:
+            self._recorder.end_answer()
+
+    def _interrupt(self) -> None:
+        reply = self._stop_reply()
+        if reply.utterance is not None:
+            self._keep_heard(reply, reply.utterance)
+        reply.interrupted_at = self._event_at
+        reply.over.set()
+        self._interrupted = reply
+        self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
+
+    def _stop_reply(self) -> _Reply:
+        """Silence first; then nothing of the reply can come any more."""
+        reply, self._reply = self._reply, None
+        assert reply is not None
+        assert reply.task is not None
+        if reply.utterance is not None:
+            silenced = self._player.interrupt(reply.utterance)
+            silenced.add_done_callback(lambda task: self._on_silenced(reply, task))
+        reply.task.cancel()
+        return reply
+
+    def _resume(self) -> None:
+        """Say what is left of the interrupted reply, up to its last whole sentence if it was not all written."""
+        interrupted, self._interrupted = self._interrupted, None
+        assert interrupted is not None
+        written = (
+            "".join(spoken.text.shown for spoken in interrupted.utterance.phrases) if interrupted.utterance else ""
+        )
+        rest = (interrupted.text if interrupted.complete else written)[len(interrupted.shown) :]
+        reply = _Reply(
+            interrupted.segment,
+            _whole(rest),
+            interrupted.turn,
+            said=interrupted.said,
+            barge_in_ms=interrupted.barge_in_ms,
+            first_read=interrupted.first_read,
+            first_heard=interrupted.first_heard,
+            audio_s=interrupted.audio_s,
+            span=interrupted.span,
+        )
+        self._start(reply)
+
+    # --- replies --------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> _Reply:
+        reply = _Reply(self._segment(), _whole(text))
+        self._to_say.append(reply)
+        if self._tasks is not None:
+            self._feed(t.Tick(self._turns.position))
+        return reply
+
+    def _start(self, reply: _Reply) -> None:
+        self._reply = reply
+        reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
+
+    async def _speak(self, reply: _Reply) -> None:
+        reply.utterance = await self._player.begin()
+        watch = self._group.create_task(self._watch(reply), name="reply-watch")
+        failed = False
+        try:
+            try:
+                await self._write(reply, reply.utterance)
+            except RequestFailedError as exc:
+                failed = True
+                logger.error("the answer failed: %s", exc, extra=self._fields)  # noqa: TRY400
+            try:
+                await self._player.finish(reply.utterance)
+            except RequestFailedError as exc:
+                failed = True
+                logger.error("a phrase was not spoken: %s", exc, extra=self._fields)  # noqa: TRY400
+        finally:
+            watch.cancel()
+        self._note_heard()
+        self._finish(reply, reply.utterance, failed=failed)
+
+    async def _write(self, reply: _Reply, utterance: Utterance) -> None:
+        """Every phrase is asked for as soon as the model has written it."""
+        cutter = PhraseCutter(self._settings.first_phrase_chars, self._settings.phrase_chars)
+
+        def speak(phrases: list[SpeakablePhrase]) -> None:
+            for phrase in phrases:
+                self._player.speak(utterance, phrase, speed=self._settings.speed, volume=self._settings.volume)
+
+        async with aclosing(reply.source) as pieces:
+            async for text in pieces:
+                if reply.turn is not None and reply.turn.first_text is None:
+                    reply.turn.first_text = self._now()
+                reply.text += text
+                speak(cutter.push(text))
+        reply.complete = True
+        speak(cutter.finish())
+
+    async def _generate(self, turn: _Turn) -> AsyncGenerator[str, None]:
+        """The model's answer to the history, which is shortened until it fits."""
+        settings = self._settings
+        turn.asked = self._now()
+        while True:
+            generation = self._inference.generate(
+                self.history.messages(),
+                max_tokens=settings.max_reply_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                repeat_penalty=settings.repeat_penalty,
+                seed=settings.seed,
+            )
+            try:
+                async with aclosing(cast(AsyncGenerator[str, None], aiter(generation))) as pieces:
+                    async for text in pieces:
+                        yield text
+            except RequestFailedError as exc:
+                if exc.code != "too_long" or not self.history.drop_oldest_turn():
+                    raise
+                logger.info("the conversation outgrew the context; its oldest turn is left out", extra=self._fields)
+            else:
+                return
+
+    async def _watch(self, reply: _Reply) -> None:
+        """Note when the reply begins to be heard, and show its text as it is spoken."""
+        assert reply.utterance is not None
+        begun = 0
+        while True:
+            self._note_heard()
+            if reply.first_heard is not None:
+                self._player.note_heard(reply.utterance)
+                phrases = self._player.phrases_heard(reply.utterance)
+                count = max((n for n, phrase in enumerate(phrases, 1) if phrase.heard), default=0)
+                if count > begun:
+                    begun = count
+                    text = _join(reply.said, "".join(phrase.text for phrase in phrases[:count]))
+                    self._note(self._room.publish_transcript("agent", reply.segment, text, final=False))
+            await asyncio.sleep(_WATCH_S if reply.first_heard is None else 5 * _WATCH_S)
+
+    def _finish(self, reply: _Reply, utterance: Utterance, *, failed: bool) -> None:
+        self._keep_heard(reply, utterance)
+        self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
+        self._report_turn(reply, interrupted=False)
+        if not reply.said and not failed:
+            logger.warning("the model had nothing to say", extra=self._fields)
+        self._reply = None
+        reply.over.set()
+        self._feed(t.AnswerFinished())
+
+    def _keep_heard(self, reply: _Reply, utterance: Utterance) -> None:
+        """What was heard of ``utterance`` joins the reply and the history."""
+        rate = self._inference.speech_rate
+        reply.shown = truncate_to_heard(self._player.phrases_heard(utterance), rate)
+        reply.said = _join(reply.said, reply.shown)
+        reply.audio_s += utterance.heard / rate
+        reply.first_read = reply.first_read or utterance.first_read
+        reply.first_heard = reply.first_heard or utterance.first_heard
+        self.history.add_assistant(reply.shown.strip())
+        if self._recorder is not None:
+            start, end = self._recorder.end_answer()
+            reply.span = (reply.span[0] if reply.span[1] else start, end)
+
+    # --- reports --------------------------------------------------------------------------------------
+
+    def _on_silenced(self, reply: _Reply, task: asyncio.Task[float]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            reply.barge_in_ms = (task.result() - reply.interrupted_at) * 1000
+
+    def _report_interrupted(self) -> None:
+        """An interrupted turn is reported when it is clear that it is not resumed."""
+        reply, self._interrupted = self._interrupted, None
+        if reply is not None:
+            self._report_turn(reply, interrupted=True)
+
+    def _report_turn(self, reply: _Reply, *, interrupted: bool) -> None:
+        turn = reply.turn
+        if turn is None:
+            return
+        report = TurnReport(
+            job_id=self._job_id,
+            turn=turn.number,
+            transcript=turn.transcript,
+            reply=reply.said,
+            interrupted=interrupted,
+            audio_s=turn.audio_s,
+            endpointing_ms=(turn.decided - turn.last_voiced) * 1000,
+            stt_ms=max(0.0, turn.committed - turn.decided) * 1000,
+            ttft_ms=_ms(turn.asked, turn.first_text),
+            ttfa_ms=_ms(turn.asked, reply.first_read),
+            response_ms=_ms(turn.last_voiced, reply.first_heard),
+            reply_audio_s=reply.audio_s,
+            out_start_s=reply.span[0],
+            out_end_s=reply.span[1],
+            barge_in_ms=reply.barge_in_ms if interrupted else -1.0,
+        )
+        logger.info("turn %d: response after %.0f ms", turn.number, report.response_ms, extra=self._fields)
+        self._report(report)
+
+    # --- what the caller's client shows ---------------------------------------------------------------
+
+    def _segment(self) -> str:
+        self._segments += 1
+        return f"agent-{self._segments}"
+
+    def _show_state(self) -> None:
+        state = _AGENT_STATES[self._turns.state]
+        if state != self._state:
+            self._state = state
+            self._note(self._room.set_agent_state(state))
+
+    def _note(self, note: Coroutine[Any, Any, None]) -> None:
+        self._notes.put_nowait(note)
+
+    async def _show(self) -> None:
+        """States and transcripts go out in order, without anybody waiting for them."""
+        while True:
+            await (await self._notes.get())
+
+
+class _EndedError(Exception):
+    """Ends the session's task group: not a failure."""
+
+
+async def _whole(text: str) -> AsyncGenerator[str, None]:
+    if text:
+        yield text
+
+
+def _words(result: Transcript) -> str:
+    if result.no_speech_prob > _NO_SPEECH_PROB and result.avg_logprob < _NO_SPEECH_LOGPROB:
+        return ""
+    return result.text.strip()
+
+
+def _join(said: str, more: str) -> str:
+    return f"{said} {more.strip()}".strip()
+
+
+def _ms(since: float, until: float | None) -> float:
+    return -1.0 if until is None else (until - since) * 1000
+
+
+def _first(failure: BaseExceptionGroup[InferenceError]) -> InferenceError:
+    found: BaseException = failure
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, InferenceError)
+    return found
