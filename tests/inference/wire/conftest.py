@@ -1,18 +1,14 @@
-"""What the tests of the wire share: whose descriptors are open, and two streams that face each other."""
+"""What the tests of the wire share: which descriptors are open."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-
-from inference.wire.connection import ROOM, Protocol, Role
-from inference.wire.stream import MessageStream
 
 
 def open_descriptors() -> dict[int, str]:
@@ -40,19 +36,3 @@ def nothing_left_open() -> Callable[[], AbstractContextManager[None]]:
         assert not left
 
     return watch
-
-
-@pytest.fixture
-def stream_pair() -> Iterator[Callable[..., tuple[MessageStream, MessageStream]]]:
-    """``client, server = stream_pair(protocol=ROOM)``; closed at the end of the test."""
-    made: list[MessageStream] = []
-
-    def make(protocol: Protocol = ROOM) -> tuple[MessageStream, MessageStream]:
-        first, second = socket.socketpair()
-        client, server = MessageStream(first, Role.CLIENT, protocol), MessageStream(second, Role.SERVER, protocol)
-        made.extend((client, server))
-        return client, server
-
-    yield make
-    # Synchronous fixtures outlive the test's loop, and closing a stream needs it: the tests close theirs.
-    assert all(stream.is_closed for stream in made), made
