@@ -144,7 +144,7 @@ class JobContext:
             entry = tasks.create_task(self._run_entrypoint(entrypoint), name="entrypoint")
             await self._stopping.wait()
             if self._session is not None:
-                await self._session.aclose()
+                await self._session.aclose(self._reason)
             await asyncio.wait([entry], timeout=ENTRYPOINT_GRACE_S)
             raise _EndedError
 

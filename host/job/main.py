@@ -104,10 +104,17 @@ async def _prewarm(agent: Agent, process: JobProcess, agent_file: str) -> None:
         raise AgentFileError(f"agent file {agent_file}{line}: prewarm: {type(exc).__name__}: {exc}") from exc
 
 
-def _room(start: s.StartJob) -> Room:
+def _room(start: s.StartJob, settings: SessionSettings) -> Room:
     if start.transport == "livekit":
         return LiveKitRoom(start.room, start.url, start.token)
-    return LocalRoom(start.room, start.waves, start.out, start.record)
+    return LocalRoom(
+        start.room,
+        start.waves,
+        start.out,
+        start.record,
+        interrupt_after_s=settings.interrupt_after_s,
+        response_timeout_s=settings.response_timeout_s,
+    )
 
 
 def _info(start: s.StartJob) -> JobInfo:
@@ -138,13 +145,14 @@ async def _run_job(
     supervisor: Supervisor, start: s.StartJob, initialize: s.InitializeJob, agent: Agent, process: JobProcess
 ) -> str:
     """One job on this event loop; returns why it ended."""
+    settings = SessionSettings.from_json(start.settings)
     ctx = JobContext(
-        _room(start),
+        _room(start, settings),
         _info(start),
         process,
         initialize.inference_socket,
         initialize.inference_token,
-        SessionSettings.from_json(start.settings),
+        settings,
         supervisor.send,
     )
 
