@@ -2,9 +2,10 @@
 
 Whisper was trained on windows of 30 s and is usually run in them, however short the speech. The
 encoder accepts shorter ones, which saves most of its work, at a price: below about 15 s the text
-sometimes comes out twice or loops. So the window is never shorter than ``WINDOW_FLOOR_S``, ends in
-at least ``SLACK_S`` of silence, and a text that looks wrong is made again in the full window with a
-wider search, as faster-whisper falls back on its temperatures.
+sometimes comes out twice or loops. So the window is never shorter than ``WINDOW_FLOOR_S`` and ends in
+at least ``SLACK_S`` of silence. The first search is greedy; a text Whisper is unsure of is searched
+again with a beam, and one that looks wrong is made again in the full window (where faster-whisper
+would draw at random, with rising temperature).
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ SLACK_S: Final = 2.0
 LONGEST_PIECE_S: Final = FULL_WINDOW_S - SLACK_S
 """Longer utterances are cut at their quietest places."""
 
-BEAM: Final = 2
-"""Width of the first search. On noisy speech 2 makes a tenth fewer errors than 1; more gains nothing and costs time."""
-
 RETRY_BEAM: Final = 5
-"""Width of the search after a text that looks wrong."""
+"""Width of the search after a greedy one whose text is unsure or looks wrong."""
+
+UNSURE_LOGPROB: Final = -0.25
+"""Greedy texts below this are searched again. On noisy recordings that found every error a wide search of all finds."""
+
+SLOWEST_TOKENS_PER_S: Final = 2.0
+"""Fewer tokens than this in a second of loud audio (people: 3 to 5) mean that a sentence may have been skipped."""
 
 TOKENS_PER_SECOND: Final = 8.0
 """About twice what people speak: a text that wants more is looping, or in a script that is spelled in bytes."""
@@ -175,18 +179,34 @@ class WhisperSpeechToText:
         for window, batch in self._batches(audible, lambda piece: piece.window_s):
             encoded = self._encode(batch, window)
             self._detect_languages(batch, encoded)
-            self._generate(batch, encoded, beam=BEAM)
+            for piece, found in zip(batch, self._search(batch, encoded, beam=1), strict=True):
+                piece.found = found
+            unsure = [piece for piece in batch if piece.unsure()]
+            if unsure:
+                if len(unsure) < len(batch):
+                    encoded = self._encode(unsure, window)
+                for piece, found in zip(unsure, self._search(unsure, encoded, beam=RETRY_BEAM), strict=True):
+                    if found.logprob > piece.found.logprob:
+                        piece.found = found
         doubtful = [piece for piece in audible if piece.doubtful()]
         for window, batch in self._batches(doubtful, lambda _: FULL_WINDOW_S):
-            encoded = self._encode(batch, window)
-            for piece in batch:
-                piece.budget = MAX_TOKENS
-            self._generate(batch, encoded, beam=RETRY_BEAM)
-            for row in [row for row, piece in enumerate(batch) if piece.loops()]:
+            self._second_look(batch, window)
+
+    def _second_look(self, batch: list[_Piece], window: float) -> None:
+        """What looked wrong, made again in the window Whisper was trained on."""
+        encoded = self._encode(batch, window)
+        for piece in batch:
+            piece.budget = MAX_TOKENS
+        for piece, found in zip(batch, self._search(batch, encoded, beam=RETRY_BEAM), strict=True):
+            if piece.skips() and len(found.tokens) < len(piece.found.tokens):
+                continue
+            piece.found = found
+            if found.loops():
                 # A loop that survives the full window is broken by force; whoever really said the
                 # same four tokens again and again loses some of them.
-                alone = self._encode([batch[row]], window)
-                self._generate([batch[row]], alone, beam=RETRY_BEAM, no_repeat_ngram_size=4)
+                (piece.found,) = self._search(
+                    [piece], self._encode([piece], window), beam=RETRY_BEAM, no_repeat_ngram_size=4
+                )
 
     def _batches(self, pieces: list[_Piece], window_of: Any) -> Iterator[tuple[float, list[_Piece]]]:
         """Groups of at most ``max_batch`` pieces of one window: all rows of a batch have one length."""
@@ -219,14 +239,14 @@ class WhisperSpeechToText:
             if not piece.language:
                 piece.language = scores[0][0].strip("<|>")
 
-    def _generate(self, batch: list[_Piece], encoded: Any, beam: int, no_repeat_ngram_size: int = 0) -> None:
+    def _search(self, batch: list[_Piece], encoded: Any, beam: int, no_repeat_ngram_size: int = 0) -> list[_Text]:
         prompts = []
         for piece in batch:
             tokenizer = self._tokenizer(piece.language)
             prompts.append([*tokenizer.sot_sequence, tokenizer.no_timestamps])
         budget = max(piece.budget for piece in batch)
         # CTranslate2 gives the text at most half of max_length, whatever the prompt takes.
-        found = self._whisper.generate(
+        results = self._whisper.generate(
             encoded,
             prompts,
             beam_size=beam,
@@ -237,13 +257,19 @@ class WhisperSpeechToText:
             suppress_blank=True,
             suppress_tokens=self._suppressed,
         )
-        for piece, result in zip(batch, found, strict=True):
+        texts = []
+        for piece, result in zip(batch, results, strict=True):
             tokens = list(result.sequences_ids[0])
-            piece.tokens = tokens
-            piece.text = self._tokenizer(piece.language).decode(tokens).strip()
-            # The score is a mean over the tokens; the end token counts as one more.
-            piece.logprob = float(result.scores[0]) * len(tokens) / (len(tokens) + 1)
-            piece.no_speech = float(result.no_speech_prob)
+            texts.append(
+                _Text(
+                    tokens,
+                    self._tokenizer(piece.language).decode(tokens).strip(),
+                    # The score is a mean over the tokens; the end token counts as one more.
+                    logprob=float(result.scores[0]) * len(tokens) / (len(tokens) + 1),
+                    no_speech=float(result.no_speech_prob),
+                )
+            )
+        return texts
 
     def _tokenizer(self, language: str) -> Any:
         tokenizer = self._tokenizers.get(language)
@@ -264,19 +290,40 @@ class WhisperSpeechToText:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What one search found. ``logprob``: mean over the tokens; ``no_speech``: probability that nobody spoke."""
+
+    tokens: list[int]
+    text: str
+    logprob: float
+    no_speech: float
+
+    def is_silence(self) -> bool:
+        """Whisper itself doubts that anyone spoke, and is unsure of the words."""
+        return self.no_speech > NO_SPEECH_THRESHOLD and self.logprob < LOGPROB_THRESHOLD
+
+    def loops(self) -> bool:
+        """The text repeats itself far beyond what people say."""
+        data = self.text.encode()
+        return bool(data) and (
+            len(data) / len(zlib.compress(data)) > COMPRESSION_THRESHOLD or ends_in_loop(self.tokens)
+        )
+
+
+_NOTHING: Final = _Text([], "", logprob=0.0, no_speech=1.0)
+
+
 @dataclass(slots=True)
 class _Piece:
-    """A stretch of an utterance that fits a window, and what was made of it."""
+    """A stretch of an utterance that fits a window, and the best that was found in it."""
 
     utterance: int
     audio: Audio
     language: str
     peak: float = field(init=False)
     budget: int = field(init=False)
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    logprob: float = 0.0
-    no_speech: float = 1.0
+    found: _Text = _NOTHING
 
     def __post_init__(self) -> None:
         self.peak = float(np.abs(self.audio).max())
@@ -291,41 +338,50 @@ class _Piece:
         steps = -(-(self.seconds + SLACK_S) // WINDOW_STEP_S)
         return min(FULL_WINDOW_S, max(WINDOW_FLOOR_S, steps * WINDOW_STEP_S))
 
-    def is_silence(self) -> bool:
-        """Whisper itself doubts that anyone spoke, and is unsure of the words."""
-        return self.no_speech > NO_SPEECH_THRESHOLD and self.logprob < LOGPROB_THRESHOLD
+    def unsure(self) -> bool:
+        """Whether a wider search may find something better."""
+        return self.found.logprob < UNSURE_LOGPROB and not self.found.is_silence()
 
-    def loops(self) -> bool:
-        """The text repeats itself far beyond what people say."""
-        data = self.text.encode()
-        return bool(data) and (
-            len(data) / len(zlib.compress(data)) > COMPRESSION_THRESHOLD or ends_in_loop(self.tokens)
-        )
+    def skips(self) -> bool:
+        """Whether the text is too short for so much loud audio."""
+        loud = loud_seconds(self.audio)
+        return loud > 4.0 and len(self.found.tokens) < SLOWEST_TOKENS_PER_S * loud
 
     def doubtful(self) -> bool:
         """Whether the text is worth a second, slower look."""
-        if self.is_silence():
+        found = self.found
+        if found.is_silence():
             return False
         return (
-            len(self.tokens) >= self.budget
-            or self.logprob < LOGPROB_THRESHOLD
-            or (not self.text and self.no_speech < NO_SPEECH_THRESHOLD)
-            or is_repetition(self.text)
-            or self.loops()
+            len(found.tokens) >= self.budget
+            or found.logprob < LOGPROB_THRESHOLD
+            or (not found.text and found.no_speech < NO_SPEECH_THRESHOLD)
+            or is_repetition(found.text)
+            or found.loops()
+            or self.skips()
         )
 
 
 def _join(pieces: list[_Piece]) -> Transcription:
-    heard = [piece for piece in pieces if piece.text and not piece.is_silence()]
-    tokens = sum(len(piece.tokens) for piece in heard)
+    heard = [piece for piece in pieces if piece.found.text and not piece.found.is_silence()]
     best = heard or pieces
-    logprob = sum(piece.logprob * len(piece.tokens) for piece in heard) / tokens if tokens else best[0].logprob
+    tokens = sum(len(piece.found.tokens) for piece in heard)
+    total = sum(piece.found.logprob * len(piece.found.tokens) for piece in heard)
     return Transcription(
-        text=" ".join(piece.text for piece in heard),
+        text=" ".join(piece.found.text for piece in heard),
         language=best[0].language,
-        avg_logprob=logprob,
-        no_speech_prob=min(piece.no_speech for piece in best),
+        avg_logprob=total / tokens if tokens else best[0].found.logprob,
+        no_speech_prob=min(piece.found.no_speech for piece in best),
     )
+
+
+def loud_seconds(audio: Audio) -> float:
+    """Seconds of ``audio`` (16 kHz) within 20 dB of its loud parts, in steps of 0.1 s."""
+    block = SAMPLE_RATE // 10
+    if len(audio) < block:
+        return 0.0
+    rms = np.sqrt(np.square(audio[: len(audio) // block * block].reshape(-1, block)).mean(axis=1))
+    return float(np.count_nonzero(rms > 0.1 * np.quantile(rms, 0.95))) / 10
 
 
 def is_repetition(text: str) -> bool:

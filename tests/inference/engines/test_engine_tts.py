@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from word_errors import plain
+
+from inference.engines.base import (
+    SAMPLE_RATE,
+    VAD_WINDOW,
+    EngineError,
+    EngineOptions,
+    SpeechFailed,
+    SpeechOut,
+    Transcription,
+    Utterance,
+)
+from inference.engines.stt import WhisperSpeechToText
+from inference.engines.tts import PiperTextToSpeech
+from inference.engines.vad import SileroVoiceActivity
+
+pytestmark = pytest.mark.models
+
+
+@pytest.fixture(scope="module")
+def tts(voice_file: Path, options: EngineOptions) -> PiperTextToSpeech:
+    engine = PiperTextToSpeech()
+    engine.load(voice_file, options)
+    return engine
+
+
+def speak(tts: PiperTextToSpeech) -> dict[int, list[NDArray[np.int16]]]:
+    """Step all phrases to their end: the blocks of each."""
+    blocks: dict[int, list[NDArray[np.int16]]] = {}
+    ended = set()
+    for _ in range(100):
+        if not tts.running():
+            assert ended == set(blocks)
+            return blocks
+        for out in tts.step(sorted(tts.running())):
+            assert isinstance(out, SpeechOut)
+            assert out.audio.dtype == np.int16
+            assert out.audio.ndim == 1
+            assert out.request not in ended
+            blocks.setdefault(out.request, []).append(out.audio)
+            if out.last:
+                ended.add(out.request)
+    raise AssertionError(f"still speaking: {tts.running()}")
+
+
+def seconds(tts: PiperTextToSpeech, blocks: list[NDArray[np.int16]]) -> float:
+    return sum(block.size for block in blocks) / tts.sample_rate
+
+
+def test_phrases_of_several_rooms_come_sentence_by_sentence(tts: PiperTextToSpeech) -> None:
+    tts.start(1, "Hello there. How are you today? I am fine.")
+    tts.start(2, "Set a timer for ten minutes.")
+    blocks = speak(tts)
+    assert [len(blocks[1]), len(blocks[2])] == [3, 1]
+    assert seconds(tts, blocks[1]) > 1.5
+    assert all(2_000 < np.abs(block.astype(int)).max() <= 32_767 for room in blocks.values() for block in room)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "...", "?!", "😀👍🏽", "\x00\x01", "—", "«»"])
+def test_nothing_to_say_is_one_empty_last_block(tts: PiperTextToSpeech, text: str) -> None:
+    tts.start(1, text)
+    (out,) = tts.step([1])
+    assert isinstance(out, SpeechOut)
+    assert (out.request, out.audio.size, out.last) == (1, 0, True)
+    assert tts.running() == frozenset()
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x00b", "\ud800 hello", "[[", "hello [[", "1" * 60, "<speak>hi</speak>", "你好 hello"]
+)
+def test_odd_text_does_not_crash(tts: PiperTextToSpeech, text: str) -> None:
+    tts.start(1, text)
+    speak(tts)
+
+
+def test_speed_and_volume(tts: PiperTextToSpeech) -> None:
+    text = "The quick brown fox jumps over the lazy dog."
+    tts.start(1, text)
+    tts.start(2, text, speed=2.0)
+    tts.start(3, text, volume=0.25)
+    blocks = speak(tts)
+    assert seconds(tts, blocks[2]) < 0.7 * seconds(tts, blocks[1])
+    loud, quiet = (np.abs(np.concatenate(blocks[request]).astype(int)).max() for request in (1, 3))
+    assert quiet < 0.5 * loud
+
+
+@pytest.mark.parametrize(("speed", "volume"), [(0.0, 1.0), (math.nan, 1.0), (9.0, 1.0), (1.0, -1.0), (1.0, math.inf)])
+def test_impossible_speed_and_volume_are_refused(tts: PiperTextToSpeech, speed: float, volume: float) -> None:
+    with pytest.raises(EngineError, match="allowed"):
+        tts.start(1, "hello", speed=speed, volume=volume)
+    assert tts.running() == frozenset()
+
+
+def test_cancel_and_strangers(tts: PiperTextToSpeech) -> None:
+    tts.start(1, "Hello there. How are you?")
+    tts.step([1])
+    tts.cancel(1)
+    tts.cancel(99)
+    assert tts.step([1, 99]) == []
+    tts.start(1, "Again.")
+    with pytest.raises(EngineError, match="request 1 is already running"):
+        tts.start(1, "Again.")
+    tts.cancel(1)
+
+
+def test_a_very_long_sentence_is_several_blocks(tts: PiperTextToSpeech) -> None:
+    tts.start(1, "and then another word " * 25)
+    blocks = speak(tts)[1]
+    assert len(blocks) > 1
+
+
+def test_one_poisoned_phrase_fails_alone(tts: PiperTextToSpeech, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = tts._synthesize
+
+    def poisoned(ids: list[int], speed: float, noise: float | None = None) -> NDArray[np.float32]:
+        if speed == 0.5:
+            raise EngineError("poisoned")
+        return make(ids, speed, noise)
+
+    monkeypatch.setattr(tts, "_synthesize", poisoned)
+    tts.start(1, "Hello.", speed=0.5)
+    tts.start(2, "Hello.")
+    bad, good = tts.step([1, 2])
+    assert isinstance(bad, SpeechFailed)
+    assert isinstance(good, SpeechOut)
+    assert tts.running() == frozenset()
+
+
+def test_a_broken_voice_is_an_engine_error(tmp_path: Path, voice_file: Path, options: EngineOptions) -> None:
+    broken = tmp_path / "voice.onnx"
+    broken.write_bytes(b"not a model")
+    (tmp_path / "voice.onnx.json").write_bytes(voice_file.with_name(voice_file.name + ".json").read_bytes())
+    with pytest.raises(EngineError, match="cannot load"):
+        PiperTextToSpeech().load(broken, options)
+
+
+def test_what_is_spoken_is_heard(tts: PiperTextToSpeech, whisper_folder: Path, options: EngineOptions) -> None:
+    """The engines' warm-up, in small: speak, find the speech, understand it."""
+    sentence = "The sun is warm and the sky is blue."
+    tts.start(1, sentence)
+    spoken = np.concatenate(speak(tts)[1]).astype(np.float32) / 32_768
+    ticks = np.arange(0, len(spoken) - 1, tts.sample_rate / SAMPLE_RATE)
+    heard = np.interp(ticks, np.arange(len(spoken)), spoken).astype(np.float32)
+
+    vad = SileroVoiceActivity()
+    vad.load(options)
+    windows = heard[: len(heard) // VAD_WINDOW * VAD_WINDOW].reshape(-1, VAD_WINDOW)
+    speech = [vad.probabilities([0], window[None])[0] > 0.5 for window in windows]
+    assert np.mean(speech) > 0.5
+
+    stt = WhisperSpeechToText()
+    stt.load(whisper_folder, options)
+    (result,) = stt.transcribe([Utterance(heard, "en")])
+    assert isinstance(result, Transcription)
+    assert plain(result.text) == plain(sentence)
