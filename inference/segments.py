@@ -56,7 +56,9 @@ class Segment:
     @classmethod
     def create(cls, name: str) -> Segment:
         """A new, sealed segment. ``name`` shows in /proc/PID/maps. Keeps the memfd open to be passed on."""
-        memfd = os.memfd_create(f"roomful:{name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # The kernel takes 249 bytes without a zero in them.
+        label = f"roomful:{name}".encode(errors="replace").replace(b"\0", b"?")[:200]
+        memfd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(memfd, SEGMENT_BYTES)
             fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, _SEALS)
