@@ -171,11 +171,16 @@ class Caller:
                 self.states.append((time.monotonic(), state))
                 self._notify()
 
+        def joined(participant: rtc.RemoteParticipant) -> None:
+            # What was set before we learned of the participant comes with it, not as a change.
+            attributes_changed(participant.attributes, participant)
+
         def left(participant: rtc.RemoteParticipant) -> None:
             self.left.append(participant.identity)
             self._notify()
 
         self.room.on("track_subscribed", subscribed)
+        self.room.on("participant_connected", joined)
         self.room.on("participant_attributes_changed", attributes_changed)
         self.room.on("participant_disconnected", left)
         self._task(self._speak())

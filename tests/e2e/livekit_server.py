@@ -66,8 +66,8 @@ def server_binary() -> str:
 
 
 @contextmanager
-def livekit_server(folder: Path) -> Iterator[LiveKitServer]:
-    port, tcp, udp = free_port(), free_port(), free_port(socket.SOCK_DGRAM)
+def livekit_server(folder: Path, port: int = 0) -> Iterator[LiveKitServer]:
+    port, tcp, udp = port or free_port(), free_port(), free_port(socket.SOCK_DGRAM)
     config = {
         "port": port,
         "bind_addresses": ["127.0.0.1"],
