@@ -1,0 +1,110 @@
+"""The real process tree: a supervisor in the test, the real inference process with fake engines, real jobs."""
+
+import asyncio
+import os
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from host.supervisor import SupervisorOptions
+from inference.wire import supervision as s
+
+DEADLINE_S = 20.0
+"""For what should take milliseconds: the cores are shared."""
+
+NOTHING = "async def entrypoint(ctx): pass"
+
+
+async def eventually(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
+    """Return when ``condition()`` is true; fail after the deadline."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
+            await asyncio.sleep(0.01)
+
+
+def job_processes() -> set[int]:
+    """Pids of the job processes below this process, as the system sees them."""
+    pids = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.name().startswith("job-") and process.status() != psutil.STATUS_ZOMBIE:
+                pids.add(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return pids
+
+
+def descendant(module: str) -> psutil.Process:
+    """The child of this process that runs ``module``."""
+    (found,) = (process for process in psutil.Process().children() if module in process.cmdline())
+    return found
+
+
+def start(job_id: str) -> s.StartJob:
+    """A job in a local room in which nobody calls."""
+    return s.StartJob(job_id=job_id, room=f"room of {job_id}", transport="local")
+
+
+class Updates:
+    """An ``on_update`` that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[s.JobUpdate] = []
+
+    async def __call__(self, update: s.JobUpdate) -> None:
+        self.seen.append(update)
+
+    @property
+    def statuses(self) -> list[str]:
+        return [update.status for update in self.seen]
+
+
+@pytest.fixture
+def updates() -> Updates:
+    return Updates()
+
+
+@pytest.fixture
+def run_dir():
+    # Not tmp_path: a unix socket's path holds 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="roomful-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def options(run_dir):
+    """Options for an agent file of the given text, with whatever else a test needs to be different."""
+
+    def make(agent: str = NOTHING, **different: object) -> SupervisorOptions:
+        agent_file = run_dir / "agent.py"
+        agent_file.write_text(textwrap.dedent(agent))
+        settings: dict[str, object] = {
+            "inference": s.InitializeInference(
+                socket_path=str(run_dir / "inference.sock"),
+                token="secret",
+                device="cpu",
+                threads=1,
+                max_rooms=4,
+                context_tokens=512,
+                stt_name="fake",
+                stt_path="",
+                llm_name="fake",
+                llm_path="",
+                tts_name="fake",
+                tts_path="",
+                engines="fake",
+            ),
+            "inference_environment": dict(os.environ),
+            "job_environment": dict(os.environ),
+            "agent_file": str(agent_file),
+            "num_idle_processes": 1,
+            "initialize_process_timeout": DEADLINE_S,
+            "shutdown_process_timeout": DEADLINE_S,
+        }
+        return SupervisorOptions(**settings | different)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,215 @@
+"""One child that misbehaves, and the fork server by itself."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from host.child import Child, InitializationError, Watch, describe_exit, execute
+from host.errors import HostError
+from host.forkserver import require_single_thread
+from host.lifecycle import ChildState
+from inference.wire import supervision as s
+from inference.wire.connection import FORKSERVER, Connection, Received, Role
+from tests.host.processes.conftest import DEADLINE_S
+
+pytestmark = pytest.mark.processes
+
+JOB = s.InitializeJob("", "", "")
+
+PREAMBLE = """
+import argparse, os, signal, socket, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--control", type=int)
+parser.add_argument("--parent", type=int)
+arguments = parser.parse_args()
+assert arguments.parent == os.getppid()
+control = socket.socket(fileno=arguments.control)
+"""
+
+
+def child_of(code):
+    """A child that runs ``code`` with its socket in ``control``, and the messages it sends."""
+    messages = []
+    process, control = execute((sys.executable, "-S", "-c", PREAMBLE + code), os.environ)
+    watch = Watch(ping_interval=0.1, ping_timeout=0.3, high_ping_threshold=0.5)
+    child = Child("child", process, control, watch=watch, clock=time.monotonic, receive=messages.append)
+    return child, messages
+
+
+async def run(child):
+    async with asyncio.timeout(DEADLINE_S):
+        return await child.run()
+
+
+async def test_garbage_on_the_socket_ends_the_child():
+    child, messages = child_of("control.sendall(b'GET / HTTP/1.1' * 3); time.sleep(1000)")
+    assert await run(child) == -signal.SIGKILL
+    assert child.describe_end(-9).startswith("killed by SIGKILL: its connection failed: not a frame")
+    assert child.state is ChildState.ENDED
+    assert messages == []
+
+
+async def test_a_child_that_closes_its_socket_and_lives_on_is_killed(monkeypatch):
+    monkeypatch.setattr("host.child.EXIT_GRACE_S", 0.1)
+    child, _ = child_of("control.close(); time.sleep(1000)")
+    assert await run(child) == -signal.SIGKILL
+    assert child.killed_because == "it closed its connection and did not end"
+
+
+async def test_a_child_that_ends_before_it_is_ready():
+    child, _ = child_of("os._exit(3)")
+    running = asyncio.create_task(run(child))
+    with pytest.raises(InitializationError, match=r"it ended before it was ready: exit code 3") as raised:
+        await child.initialize(JOB, DEADLINE_S)
+    assert not raised.value.refused
+    assert await running == 3
+
+
+async def test_the_wish_to_stop_reaches_a_child_that_still_loads():
+    child, _ = child_of("control.recv(10); time.sleep(1000)")
+    child.stop("never mind", 0.2)
+    assert await run(child) == -signal.SIGKILL
+    assert child.killed_because == "it did not end within 0.2 s of being told to"
+
+
+async def test_cancelling_the_supervision_kills_the_child():
+    child, _ = child_of("time.sleep(1000)")
+    running = asyncio.create_task(child.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not child.is_alive()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child.pid, 0)
+
+
+async def test_something_the_child_started_may_hold_its_socket(monkeypatch):
+    monkeypatch.setattr("host.child._LAST_WORDS_S", 0.2)
+    # The grandchild ends with its sleep; it is nobody's here.
+    child, _ = child_of("if os.fork() == 0:\n    time.sleep(2)\nos._exit(0)")
+    assert await asyncio.wait_for(child.run(), 1.5) == 0
+
+
+def test_a_command_that_is_not_there_is_named():
+    with pytest.raises(HostError, match="cannot start /not/there"):
+        execute(("/not/there",), {})
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "exit code 0"),
+        (3, "exit code 3"),
+        (-9, "killed by SIGKILL"),
+        (-11, "killed by SIGSEGV"),
+        (-99, "killed by signal 99"),
+    ],
+)
+def test_exit_codes_as_a_person_reads_them(code, text):
+    assert describe_exit(code) == text
+
+
+# --- the fork server ----------------------------------------------------------------------------
+
+FORK_SERVER = """
+import errno, os, socket, sys
+from host.forkserver import ForkServer
+def job_main(control, parent_pid):
+    assert parent_pid == os.getppid()
+    control.sendall(" ".join(sorted(os.listdir("/proc/self/fd"), key=int)).encode() + b"|" + control.recv(100))
+    return 5
+if sys.argv[2] == "refused":
+    def fork():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    os.fork = fork
+ForkServer(socket.socket(fileno=int(sys.argv[1])), job_main).serve()
+"""
+
+
+class ForkServerPeer:
+    """A blocking peer of a fork server that runs by itself."""
+
+    def __init__(self, mode="works"):
+        self.control, theirs = socket.socketpair()
+        self.control.settimeout(DEADLINE_S)
+        with theirs:
+            command = [sys.executable, "-c", FORK_SERVER, str(theirs.fileno()), mode]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self.connection = Connection(Role.CLIENT, FORKSERVER)
+
+    def spawn(self, *names):
+        """Ask for all at once, in one write for each; returns our ends."""
+        ours = []
+        for name in names:
+            mine, theirs = socket.socketpair()
+            mine.settimeout(DEADLINE_S)
+            with theirs:
+                socket.send_fds(self.control, [self.connection.send(s.Spawn(name))], [theirs.fileno()])
+            ours.append(mine)
+        return ours
+
+    def receive(self):
+        while not isinstance(event := self.connection.next_event(), Received):
+            data, descriptors, _, _ = socket.recv_fds(self.control, 4096, 8)
+            assert data
+            self.connection.receive_data(data, descriptors)
+        return event
+
+    def close(self):
+        self.control.close()
+        return self.process.wait(DEADLINE_S)
+
+
+def test_the_fork_server_reports_children_and_their_ends():
+    peer = ForkServerPeer()
+    jobs = peer.spawn("job-1", "job-2", "job-3")
+    spawned = [peer.receive() for _ in jobs]
+    pids = [event.message.pid for event in spawned]
+    assert len(set(pids)) == 3
+    for event in spawned:
+        (pidfd,) = event.descriptors
+        signal.pidfd_send_signal(pidfd, 0)
+        os.close(pidfd)
+    for job in jobs:
+        job.sendall(b"hello")
+        # Standard streams and its own socket: nothing of the fork server's, nothing of another job's.
+        # One more is the directory that it lists.
+        descriptors, _, said = job.recv(4096).partition(b"|")
+        assert len(descriptors.split()) == 5
+        assert said == b"hello"
+        job.close()
+    ends = {peer.receive().message for _ in jobs}
+    assert ends == {s.Reaped(pid, 5) for pid in pids}
+    assert peer.close() == 0
+
+
+def test_the_fork_server_says_that_the_system_refuses_and_goes_on():
+    peer = ForkServerPeer("refused")
+    for name in ("one", "two"):
+        (job,) = peer.spawn(name)
+        assert peer.receive().message == s.SpawnFailed("fork: Resource temporarily unavailable")
+        # Nobody holds the other end.
+        assert job.recv(1) == b""
+        job.close()
+    assert peer.close() == 0
+
+
+def test_the_fork_server_has_one_thread_or_does_not_fork():
+    require_single_thread()
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait, name="second")
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match="2 threads"):
+            require_single_thread()
+    finally:
+        leave.set()
+        thread.join()
