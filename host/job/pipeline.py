@@ -111,11 +111,8 @@ class VoiceSession:
         report: Callable[[TurnReport], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.history = ChatHistory(
-            agent.instructions,
-            context_tokens=context_tokens,
-            reply_tokens=min(settings.max_reply_tokens, context_tokens // 2),
-        )
+        self._reply_tokens = min(settings.max_reply_tokens, context_tokens // 2)
+        self.history = ChatHistory(agent.instructions, context_tokens=context_tokens, reply_tokens=self._reply_tokens)
         self.close_reason = ""
         self._room = room
         self._inference = inference
@@ -150,14 +147,13 @@ class VoiceSession:
 
     async def say(self, text: str) -> str:
         """Say ``text`` as soon as the agent listens. Returns what was heard of it, which joins the history."""
-        reply = self._say(text)
-        ended = asyncio.ensure_future(self._ended.wait())
-        over = asyncio.ensure_future(reply.over.wait())
-        try:
-            await asyncio.wait((over, ended), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            over.cancel()
-            ended.cancel()
+        if self._ended.is_set():
+            return ""
+        reply = _Reply(self._segment(), _whole(text))
+        self._to_say.append(reply)
+        if self._tasks is not None:
+            self._feed(t.Tick(self._turns.position))
+        await reply.over.wait()
         return reply.said
 
     async def wait_closed(self) -> str:
@@ -223,7 +219,10 @@ class VoiceSession:
                 self._player.note_heard(reply.utterance)
                 self._keep_heard(reply, reply.utterance)
             self._report_turn(reply, interrupted=True)
+            reply.over.set()
         self._report_interrupted()
+        for waiting in self._to_say:
+            waiting.over.set()
         while not self._notes.empty():
             self._notes.get_nowait().close()
         self._ended.set()
@@ -281,6 +280,7 @@ class VoiceSession:
                 self._resume()
             case t.DropTurn():
                 logger.info("no words in what was heard", extra=self._fields)
+                self._report_interrupted()
 
     async def _transcribe(self, ask: t.Transcribe) -> None:
         try:
@@ -366,13 +366,6 @@ class VoiceSession:
 
     # --- replies --------------------------------------------------------------------------------------
 
-    def _say(self, text: str) -> _Reply:
-        reply = _Reply(self._segment(), _whole(text))
-        self._to_say.append(reply)
-        if self._tasks is not None:
-            self._feed(t.Tick(self._turns.position))
-        return reply
-
     def _start(self, reply: _Reply) -> None:
         self._reply = reply
         reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
@@ -421,7 +414,7 @@ class VoiceSession:
         while True:
             generation = self._inference.generate(
                 self.history.messages(),
-                max_tokens=settings.max_reply_tokens,
+                max_tokens=self._reply_tokens,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 repeat_penalty=settings.repeat_penalty,

@@ -198,7 +198,8 @@ class TurnReport(Message):
     the job. ``response_ms``: last voiced sample of the caller → first sample of the answer in the room.
     ``reply``: what was heard of it (all of it unless ``interrupted``). ``out_start_s``/``out_end_s``:
     where the answer lies in the local room's recording. ``barge_in_ms``: the caller's speech was
-    reported → the room is silent (-1 when the answer was not interrupted).
+    reported → the room is silent (-1 when the answer was not interrupted). A stage that was not
+    reached (an answer of which nothing was heard) has -1 as well.
     """
 
     job_id: str = tag(1)
