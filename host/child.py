@@ -1,8 +1,8 @@
 """One process under supervision: how it is made, watched, told to end, and made to end.
 
-A process comes from ``execute`` or from the ``ForkServer``; ``Child`` is the conversation with it.
-Children ignore SIGTERM and SIGINT (Ctrl-C reaches the whole terminal group; only the supervisor may
-act on it), so in order is by message and by force is SIGKILL. Every signal goes through a pidfd,
+A process comes from ``execute`` or from the ``ForkServerProcess``; ``Child`` is the conversation with it.
+Children ignore SIGTERM and SIGINT (only the supervisor acts on them), so in order is by message and by
+force is SIGKILL. Every signal goes through a pidfd,
 which cannot come to mean another process.
 """
 
@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from host.errors import HostError
 from host.lifecycle import Beat, ChildEvent, ChildState, Heartbeat, follow
@@ -131,6 +132,8 @@ def execute(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Pro
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=_STDERR,
+                # Ctrl-C goes to the terminal's process group, and a child that still starts up does not ignore it yet.
+                process_group=0,
             )
         except OSError as exc:
             ours.close()
@@ -140,6 +143,17 @@ def execute(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Pro
         return popen.wait()
 
     return Process(popen.pid, os.pidfd_open(popen.pid), reap), ours
+
+
+def _extra_fields(text: str) -> dict[str, Any]:
+    """A log line's extra fields; what is not as promised is shown as it came."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        return {"fields": text}
+    return {key: value for key, value in fields.items() if key not in _LOG_RECORD_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +187,8 @@ class Child:
         self.state = follow(ChildState.STARTING, ChildEvent.STARTED)
         self.job_id = ""
         self.killed_because = ""
+        self.exit_code = 0
+        """Known when ``run`` has returned; negative for a signal, as in ``subprocess``."""
         self._process = process
         self._stream = MessageStream(control, Role.CLIENT, SUPERVISION)
         self._watch = watch
@@ -232,12 +248,11 @@ class Child:
 
     async def run(self) -> int:
         """Supervise it to its end and give everything back; returns the exit code. Cancelling kills it."""
-        code = -signal.SIGKILL
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(), name=f"{self.name}-read")
                 beating = group.create_task(self._beat(), name=f"{self.name}-beat")
-                code = await self._process.wait()
+                self.exit_code = await self._process.wait()
                 # What it said before it ended is still in the socket.
                 await asyncio.wait([reading], timeout=_LAST_WORDS_S)
                 reading.cancel()
@@ -245,22 +260,23 @@ class Child:
         finally:
             if self._process.is_alive():
                 self.kill("its supervision was given up")
-                code = await self._process.wait()
-            self._end(code)
-        return code
+                self.exit_code = await self._process.wait()
+            self._end()
+        return self.exit_code
 
-    def _end(self, code: int) -> None:
+    def _end(self) -> None:
         self.state = follow(self.state, ChildEvent.EXITED)
         if self._deadline is not None:
             self._deadline.cancel()
         if not self._ready.done():
-            self._ready.set_result(InitializationError(f"it ended before it was ready: {self.describe_end(code)}"))
+            self._ready.set_result(InitializationError(f"it ended before it was ready: {self.describe_end()}"))
         self._stream.close()
         self._process.close()
 
-    def describe_end(self, code: int) -> str:
+    def describe_end(self) -> str:
         """How it ended, for a person: the exit code or signal, and why it was killed if we did it."""
-        return f"{describe_exit(code)}: {self.killed_because}" if self.killed_because else describe_exit(code)
+        how = describe_exit(self.exit_code)
+        return f"{how}: {self.killed_because}" if self.killed_because else how
 
     # --- what it says -----------------------------------------------------------------------------
 
@@ -301,12 +317,8 @@ class Child:
         target = logging.getLogger(line.logger)
         if not target.isEnabledFor(line.level):
             return
-        try:
-            fields = json.loads(line.fields)
-        except ValueError:
-            fields = {"fields": line.fields}
         record = logging.makeLogRecord(
-            {key: value for key, value in fields.items() if key not in _LOG_RECORD_FIELDS}
+            _extra_fields(line.fields)
             | {
                 "name": line.logger,
                 "levelno": line.level,
@@ -372,8 +384,8 @@ class Child:
         self._deadline = loop.call_later(grace_s, self.kill, reason)
 
 
-class ForkServer:
-    """The supervisor's end of the fork server. ``run`` must be running for anything to happen."""
+class ForkServerProcess:
+    """The fork server as the supervisor sees it. ``run`` must be running for anything to happen."""
 
     COMMAND = (sys.executable, "-P", "-m", "host.forkserver")
 
@@ -405,7 +417,7 @@ class ForkServer:
 
     async def run(self) -> int:
         """Serve until the process has ended; returns its exit code. Its jobs are gone then, too."""
-        code = -signal.SIGKILL
+        code = 0
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(), name="forkserver-read")

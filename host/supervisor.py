@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import signal
 import socket
 import sys
 import time
@@ -27,7 +26,7 @@ from host import errors
 from host.child import (
     EXIT_GRACE_S,
     Child,
-    ForkServer,
+    ForkServerProcess,
     InitializationError,
     Process,
     SpawnError,
@@ -135,12 +134,13 @@ class RunningJob:
                 except Exception:
                     logger.exception("on_turn of job %s failed", self.job_id)
 
-    def ended(self, exit_code: int, how: str) -> None:
+    def ended(self) -> None:
         """The process is gone. A job that has not reported its end has failed."""
+        how = self._child.describe_end()
         if self._final is None:
             self._final = s.JobUpdate(self.job_id, "failed", f"the job process ended without a result: {how}")
             self._updates.put_nowait(self._final)
-        elif exit_code != 0:
+        elif self._child.exit_code != 0:
             logger.warning("job %s had reported %s; then its process ended: %s", self.job_id, self._final.status, how)
         self._updates.put_nowait(None)
 
@@ -156,11 +156,11 @@ class RunningJob:
             if update is self._final:
                 self._child.acknowledge(self.job_id)
 
-    def resolve(self, exit_code: int, how: str) -> None:
+    def resolve(self) -> None:
         """Wake those who ``wait``."""
-        final = self._final or s.JobUpdate(self.job_id, "failed", f"the host gave the job up: {how}")
+        final = self._final or s.JobUpdate(self.job_id, "failed", f"given up: {self._child.describe_end()}")
         status: Literal["success", "failed"] = "success" if final.status == "success" else "failed"
-        self._result.set_result(JobResult(status, final.error, exit_code))
+        self._result.set_result(JobResult(status, final.error, self._child.exit_code))
 
 
 @dataclass(slots=True)
@@ -254,7 +254,7 @@ class Supervisor:
         self._inference: Child | None = None
         self._inference_up = asyncio.Event()
         self._inference_stopping = asyncio.Event()
-        self._fork_server: ForkServer | None = None
+        self._fork_server: ForkServerProcess | None = None
         self._fork_server_stopping = asyncio.Event()
 
         self._names = (f"job-{number}" for number in itertools.count(1))
@@ -458,13 +458,13 @@ class Supervisor:
                     ready_at = time.monotonic()
                     if child.is_idle():
                         self._inference_up.set()
-                code = await running
+                await running
         finally:
             self._inference_up.clear()
             self._inference = None
             Path(options.inference.socket_path).unlink(missing_ok=True)
         return _End(
-            error or errors.InferenceError(f"the inference process ended: {child.describe_end(code)}"),
+            error or errors.InferenceError(f"the inference process ended: {child.describe_end()}"),
             0.0 if error else time.monotonic() - ready_at,
         )
 
@@ -478,7 +478,7 @@ class Supervisor:
     async def _serve_fork_server(self) -> _End:
         began = time.monotonic()
         try:
-            fork_server = self._fork_server = ForkServer(self._options.job_environment)
+            fork_server = self._fork_server = ForkServerProcess(self._options.job_environment)
         except HostError as exc:
             return _End(exc, 0.0)
         try:
@@ -569,7 +569,6 @@ class Supervisor:
         initialize = s.InitializeJob(
             options.agent_file, options.inference.socket_path, options.inference.token, options.log_level
         )
-        code = -signal.SIGKILL
         error: HostError | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -585,14 +584,14 @@ class Supervisor:
                 else:
                     self._pool_up.set()
                     self._pool_changed.set()
-                code = await running
+                await running
                 if slot.job is not None:
-                    slot.job.ended(code, child.describe_end(code))
+                    slot.job.ended()
         finally:
             if slot.job is not None:
-                slot.job.resolve(code, child.describe_end(code))
+                slot.job.resolve()
         if error is None and slot.job is None and not slot.retired:
-            error = HostError(f"an idle job process ended: {child.describe_end(code)}")
+            error = HostError(f"an idle job process ended: {child.describe_end()}")
         return error
 
     def _refuse_launches(self, error: HostError) -> None:

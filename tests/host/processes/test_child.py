@@ -37,7 +37,7 @@ control = socket.socket(fileno=arguments.control)
 def child_of(code):
     """A child that runs ``code`` with its socket in ``control``, and the messages it sends."""
     messages = []
-    process, control = execute((sys.executable, "-S", "-c", PREAMBLE + code), os.environ)
+    process, control = execute((sys.executable, "-c", PREAMBLE + code), os.environ)
     watch = Watch(ping_interval=0.1, ping_timeout=0.3, high_ping_threshold=0.5)
     child = Child("child", process, control, watch=watch, clock=time.monotonic, receive=messages.append)
     return child, messages
@@ -51,9 +51,33 @@ async def run(child):
 async def test_garbage_on_the_socket_ends_the_child():
     child, messages = child_of("control.sendall(b'GET / HTTP/1.1' * 3); time.sleep(1000)")
     assert await run(child) == -signal.SIGKILL
-    assert child.describe_end(-9).startswith("killed by SIGKILL: its connection failed: not a frame")
+    assert child.describe_end().startswith("killed by SIGKILL: its connection failed: not a frame")
     assert child.state is ChildState.ENDED
     assert messages == []
+
+
+LOGGING = """
+from inference.wire import supervision as s
+from inference.wire.tlv import encode
+for fields in ('{"msg": "taken", "customer": "Ada"}', '[1]', '{', '[' * 100_000):
+    control.sendall(encode(s.LogLine(30, "odd", "text", float("inf"), fields)))
+"""
+
+
+async def test_odd_log_lines_are_logged_and_hurt_nobody(caplog):
+    child, _ = child_of(LOGGING)
+    assert await run(child) == 0
+    records = [record for record in caplog.records if record.name == "odd"]
+    assert [record.getMessage() for record in records] == ["text"] * 4
+    assert records[0].customer == "Ada"
+    assert [record.fields for record in records[1:]] == ["[1]", "{", "[" * 100_000]
+
+
+async def test_a_child_is_out_of_reach_of_the_terminal():
+    child, _ = child_of("control.recv(1)")
+    assert os.getpgid(child.pid) == child.pid
+    child.stop("done", DEADLINE_S)
+    assert await run(child) == 0
 
 
 async def test_a_child_that_closes_its_socket_and_lives_on_is_killed(monkeypatch):

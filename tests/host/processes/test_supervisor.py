@@ -87,7 +87,7 @@ async def test_an_idle_process_that_is_killed_is_replaced(options):
     async with Supervisor(options()) as supervisor:
         (victim,) = job_processes()
         os.kill(victim, signal.SIGKILL)
-        await eventually(lambda: supervisor.idle_processes == 1 and victim not in job_processes())
+        await eventually(lambda: job_processes() - {victim} and supervisor.idle_processes == 1)
         assert len(job_processes()) == 1
 
 
@@ -440,12 +440,12 @@ async def test_a_killed_fork_server_takes_its_jobs_and_comes_back(options, updat
         result = await job.wait()
         assert "killed by SIGKILL" in result.error
         assert updates.statuses[-1] == "failed"
-        await eventually(lambda: supervisor.idle_processes == 1 and not job_processes() & before)
+        await eventually(lambda: job_processes() - before and supervisor.idle_processes == 1)
         again = await supervisor.launch(start("two"), on_update=updates)
         assert again.pid in job_processes()
 
 
-async def test_inference_that_dies_again_and_again_ends_the_host(options, monkeypatch):
+async def test_inference_that_dies_again_and_again_ends_the_host(options, monkeypatch, run_dir):
     monkeypatch.setattr("host.supervisor._MAX_FAILED_STARTS", 2)
     async with Supervisor(options()) as supervisor:
         for _ in range(2):
@@ -455,6 +455,8 @@ async def test_inference_that_dies_again_and_again_ends_the_host(options, monkey
         error = await asyncio.wait_for(supervisor.wait_failed(), DEADLINE_S)
     assert isinstance(error, InferenceError)
     assert "2 times in a row" in str(error)
+    # The socket that a killed process leaves.
+    assert sorted(path.name for path in run_dir.iterdir()) == ["agent.py"]
 
 
 # --- going down ---------------------------------------------------------------------------------
