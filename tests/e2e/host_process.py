@@ -95,6 +95,10 @@ class HostProcess:
         """Processes that were once seen below the host and still live."""
         return [pid for pid in self.seen if psutil.pid_exists(pid)]
 
+    def runtime_folders(self) -> list[Path]:
+        """The folders of sockets that a host makes in the temporary directory."""
+        return list((self.folder / "tmp").glob("roomful-*"))
+
     def stop(self, deadline_s: float = 30.0, number: signal.Signals = signal.SIGTERM) -> int:
         self.processes()
         self.process.send_signal(number)

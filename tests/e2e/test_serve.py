@@ -15,6 +15,7 @@ from caller import Caller, call, until
 from host_process import FAKE_ENGINES, HostProcess, host_serve
 from livekit import api
 from livekit_server import LiveKitServer, free_port, livekit_server
+from records import endings, job_pids
 
 pytestmark = pytest.mark.e2e
 
@@ -42,19 +43,6 @@ async def dispatch(livekit: LiveKitServer, room: str, metadata: str = "", agent:
     async with livekit.api() as server:
         request = api.CreateAgentDispatchRequest(agent_name=agent, room=room, metadata=metadata)
         return (await server.agent_dispatch.create_dispatch(request)).id
-
-
-def endings(livekit: LiveKitServer, room: str) -> list[tuple[str, str]]:
-    """How the server recorded the ends of the room's jobs: status and error."""
-    jobs = {record["jobID"] for record in livekit.log_lines("assigned job to worker") if record["room"] == room}
-    ended = [record for record in livekit.log_lines("job ended") if record["jobID"] in jobs]
-    return [(record["status"], record["error"]) for record in ended]
-
-
-def job_pids(host: HostProcess, room: str) -> list[int]:
-    """The processes that ran the room's jobs, from the host's log."""
-    lines = [line for line in host.log.splitlines() if "job started" in line and f"room={room}" in line]
-    return [int(line.partition("pid=")[2].rstrip("] ").split()[0]) for line in lines]
 
 
 async def test_a_job_is_taken_and_ends_with_success_when_the_caller_leaves(
@@ -170,7 +158,7 @@ async def test_sigterm_lets_the_room_finish_and_leaves_nothing(
         assert await asyncio.to_thread(host.wait_exit) == 0
         assert endings(livekit, room_name)[-1] == ("JS_SUCCESS", "")
         assert not host.left_over()
-        assert not list((host.folder / "tmp").iterdir())
+        assert not host.runtime_folders()
 
 
 async def test_the_server_goes_and_comes_back(tmp_path: Path, room_name: str) -> None:
@@ -205,7 +193,7 @@ def refused(host: HostProcess, exit_code: int, *words: str) -> None:
         assert word in host.log
     assert "Traceback" not in host.log
     assert not host.left_over()
-    assert not list((host.folder / "tmp").iterdir())
+    assert not host.runtime_folders()
 
 
 def test_a_bad_api_key(livekit: LiveKitServer, tmp_path: Path) -> None:
