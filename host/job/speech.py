@@ -90,6 +90,23 @@ class PhraseCutter:
 
     def _find_cut(self) -> int | None:
         limit = self._first_chars if self._first else self._chars
+        sentence = self._sentence_end(limit)
+        clauses = [match.end() for match in _CLAUSE.finditer(self._text, 0, limit + 1) if self._can_cut(match.end())]
+        if self._first:
+            for end in clauses:
+                if sentence is not None and sentence < end:
+                    break
+                if len(speakable(self._text[:end], line_start=self._line_start)) >= _MIN_CLAUSE:
+                    return end
+        if sentence is not None:
+            return sentence
+        if len(self._text) <= limit:
+            return None
+        if clauses:
+            return clauses[-1]
+        return self._word_cut(limit)
+
+    def _sentence_end(self, limit: int) -> int | None:
         for match in _SENTENCE.finditer(self._text):
             if match.end() > limit:
                 break
@@ -97,17 +114,9 @@ class PhraseCutter:
             if ends is None:
                 break
             if ends and self._can_cut(match.end()):
-                return match.end()
-        clauses = [match.end() for match in _CLAUSE.finditer(self._text, 0, limit + 1) if self._can_cut(match.end())]
-        if self._first:
-            for end in clauses:
-                if len(speakable(self._text[:end], line_start=self._line_start)) >= _MIN_CLAUSE:
-                    return end
-        if len(self._text) <= limit:
-            return None
-        if clauses:
-            return clauses[-1]
-        return self._word_cut(limit)
+                # The line break goes with the line that it ends.
+                return match.end() + (self._text[match.end() : match.end() + 1] == "\n")
+        return None
 
     def _ends_sentence(self, match: re.Match[str]) -> bool | None:
         """Whether a sentence ends here; None while that depends on what follows."""
@@ -161,6 +170,7 @@ _LINE_MARK = "\ue000"
 _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
+        (r"\\([*_`#~|\[\]])", r"\1"),
         (r"(?m)^[ \t]*(?:```|~~~)[^\n]*$", " "),
         (r"(?m)^[ \t]*(?:[-*_=][ \t]*){3,}$", " "),
         (r"(?m)^[ \t]*\|?[ \t]*:?-{2,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*$", " "),
@@ -176,7 +186,6 @@ _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])", ""),
         (r"(?<!\w)_(?=\S)|(?<=\S)_(?!\w)", ""),
         (r"[ \t]*\|[ \t]*", " "),
-        (r"\\([*_`#~|\[\]])", r"\1"),
     )
 )
 _SAYABLE = re.compile(r"[^\W_]|[$€£¥%&+=@°½¼¾]")

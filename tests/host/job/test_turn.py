@@ -1,0 +1,493 @@
+"""The turn table on the audio clock: no sleeping, no tasks, positions only."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.job.turn import (
+    MAX_PART,
+    PADDING,
+    SAMPLE_RATE,
+    TABLE,
+    Action,
+    AnswerFinished,
+    AnswerHeard,
+    CancelAnswer,
+    CommitTurn,
+    DropTranscript,
+    DropTurn,
+    Input,
+    Interrupt,
+    ResumeAnswer,
+    SayStarted,
+    State,
+    Tick,
+    Transcribe,
+    TranscriptArrived,
+    TranscriptFailed,
+    TurnError,
+    TurnTaking,
+)
+from inference.wire.messages import AudioLost, SpeechEnded, SpeechPaused, SpeechResumed, SpeechStarted
+
+MS = SAMPLE_RATE // 1000
+DELAY = 500 * MS
+
+
+class Conversation:
+    """Plays inputs on one clock and keeps the actions. Times are milliseconds."""
+
+    def __init__(self, *, allow_interruptions: bool = True) -> None:
+        self.turns = TurnTaking(DELAY, allow_interruptions)
+        self.actions: list[Action] = []
+
+    @property
+    def state(self) -> State:
+        return self.turns.state
+
+    def feed(self, event: Input) -> list[Action]:
+        actions = self.turns.feed(event)
+        self.actions += actions
+        return actions
+
+    def until(self, ms: int) -> list[Action]:
+        """The audio clock runs to ``ms``, in blocks of 20 ms."""
+        first = self.turns.position // MS + 20
+        return [a for at in range(first, ms + 1, 20) for a in self.feed(Tick(at * MS))]
+
+    def started(self, ms: int, *, heard_at: int | None = None) -> list[Action]:
+        self.until(heard_at or ms + 64)
+        return self.feed(SpeechStarted(ms * MS))
+
+    def paused(self, ms: int, *, heard_at: int | None = None) -> list[Action]:
+        self.until(heard_at or ms + 96)
+        return self.feed(SpeechPaused(0, ms * MS))
+
+    def resumed(self, ms: int) -> list[Action]:
+        self.until(ms + 32)
+        return self.feed(SpeechResumed(ms * MS))
+
+    def ended(self, ms: int) -> list[Action]:
+        self.until(ms + 256)
+        return self.feed(SpeechEnded(0, ms * MS))
+
+    def transcript(self, text: str) -> list[Action]:
+        """The newest transcription is done."""
+        return self.feed(TranscriptArrived(self.asked()[-1].ticket, text))
+
+    def asked(self) -> list[Transcribe]:
+        return [action for action in self.actions if isinstance(action, Transcribe)]
+
+
+def say_something(talk: Conversation, start: int = 1000, end: int = 2000, text: str = "Hello.") -> CommitTurn:
+    """A whole utterance, up to THINKING."""
+    talk.started(start)
+    talk.paused(end)
+    talk.transcript(text)
+    (commit,) = talk.until(end + 500)
+    assert isinstance(commit, CommitTurn)
+    return commit
+
+
+def test_a_turn_is_committed_when_the_silence_is_long_enough_with_the_speculative_transcript() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    assert talk.state is State.USER_SPEAKING
+    (ask,) = talk.paused(2000)
+    position = talk.turns.position
+    assert ask == Transcribe(1, 1000 * MS - PADDING, position, speculative=True)
+    assert position >= 2096 * MS - 20 * MS
+    assert talk.state is State.ENDPOINTING
+    assert talk.transcript("Hello there.") == []
+    assert talk.ended(2000) == []
+    assert talk.until(2480) == []
+    assert talk.until(2500) == [CommitTurn("Hello there.", 1000 * MS, 2000 * MS, 2500 * MS)]
+    assert talk.state is State.THINKING
+
+
+def test_a_late_transcript_is_awaited() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.paused(2000)
+    assert talk.until(2600) == []
+    assert talk.state is State.TRANSCRIBING
+    assert talk.transcript("Hello.") == [CommitTurn("Hello.", 1000 * MS, 2000 * MS, 2500 * MS)]
+
+
+def test_a_pause_that_is_reported_late_ends_the_turn_at_once() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    (ask,) = talk.paused(2000, heard_at=2600)
+    assert isinstance(ask, Transcribe)
+    assert talk.state is State.TRANSCRIBING
+
+
+def test_a_caller_who_goes_on_makes_the_old_transcript_worthless() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.paused(2000)
+    assert talk.resumed(2300) == [DropTranscript(1)]
+    assert talk.feed(TranscriptArrived(1, "stale")) == []
+    (ask,) = talk.paused(3000)
+    assert isinstance(ask, Transcribe)
+    assert (ask.ticket, ask.start) == (2, 1000 * MS - PADDING)
+    talk.transcript("Hello there, all.")
+    assert talk.until(3500) == [CommitTurn("Hello there, all.", 1000 * MS, 3000 * MS, 3500 * MS)]
+
+
+def test_a_new_start_within_the_delay_continues_the_turn() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.paused(2000)
+    talk.transcript("Hello")
+    talk.ended(2000)
+    # The finished result needs no dropping; the new one covers it.
+    assert talk.started(2350) == []
+    (ask,) = talk.paused(3000)
+    assert isinstance(ask, Transcribe)
+    assert ask.start == 1000 * MS - PADDING
+
+
+@pytest.mark.parametrize("early", ["transcribing", "thinking"])
+def test_speech_before_the_answer_is_heard_takes_the_turn_back(early: str) -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.paused(2000)
+    if early == "thinking":
+        talk.transcript("Tell me")
+    talk.until(2600)
+    assert talk.state is (State.THINKING if early == "thinking" else State.TRANSCRIBING)
+    assert talk.started(2700) == ([CancelAnswer()] if early == "thinking" else [DropTranscript(1)])
+    assert talk.state is State.USER_SPEAKING
+    (ask,) = talk.paused(3500)
+    assert isinstance(ask, Transcribe)
+    assert ask.start == 1000 * MS - PADDING
+    talk.transcript("Tell me a story.")
+    assert talk.until(4000) == [CommitTurn("Tell me a story.", 1000 * MS, 3500 * MS, 4000 * MS)]
+
+
+def test_a_cough_before_the_answer_is_heard_does_not_lose_the_question() -> None:
+    talk = Conversation()
+    say_something(talk, text="What time is it?")
+    assert talk.started(2700) == [CancelAnswer()]
+    talk.paused(2900)
+    talk.transcript("")
+    (commit,) = talk.until(3400)
+    assert isinstance(commit, CommitTurn)
+    assert commit.text == "What time is it?"
+
+
+def test_barge_in_interrupts_at_once_and_begins_a_new_turn() -> None:
+    talk = Conversation()
+    say_something(talk, 1000, 2000)
+    talk.feed(AnswerHeard())
+    assert talk.state is State.SPEAKING
+    assert talk.started(4000) == [Interrupt()]
+    assert talk.state is State.USER_SPEAKING
+    (ask,) = talk.paused(5000)
+    assert isinstance(ask, Transcribe)
+    assert ask.start == 4000 * MS - PADDING
+    talk.transcript("Stop.")
+    assert talk.until(5500) == [CommitTurn("Stop.", 4000 * MS, 5000 * MS, 5500 * MS)]
+
+
+def test_a_barge_in_without_words_resumes_the_answer() -> None:
+    talk = Conversation()
+    say_something(talk)
+    talk.feed(AnswerHeard())
+    talk.started(4000)
+    talk.paused(4200)
+    talk.transcript("")
+    assert talk.until(4700) == [ResumeAnswer()]
+    assert talk.state is State.SPEAKING
+    assert talk.feed(AnswerHeard()) == []
+    assert talk.feed(AnswerFinished()) == []
+    assert talk.state is State.LISTENING
+
+
+def test_a_barge_in_whose_transcription_failed_does_not_resume() -> None:
+    talk = Conversation()
+    say_something(talk)
+    talk.feed(AnswerHeard())
+    talk.started(4000)
+    talk.paused(4200)
+    talk.until(4700)
+    (retry,) = talk.feed(TranscriptFailed(2))
+    assert isinstance(retry, Transcribe)
+    assert talk.feed(TranscriptFailed(retry.ticket)) == [DropTurn()]
+    assert talk.state is State.LISTENING
+
+
+def test_where_interruptions_are_not_allowed_speech_over_the_agent_is_not_listened_to() -> None:
+    talk = Conversation(allow_interruptions=False)
+    say_something(talk)
+    talk.feed(AnswerHeard())
+    assert talk.started(4000) == []
+    assert talk.state is State.SPEAKING
+    assert talk.paused(4500) == []
+    talk.feed(AnswerFinished())
+    assert talk.ended(4500) == []
+    assert talk.state is State.LISTENING
+    assert talk.started(6000) == []
+    assert talk.state is State.USER_SPEAKING
+
+
+def test_where_interruptions_are_not_allowed_speech_that_goes_on_after_the_agent_is_a_turn() -> None:
+    talk = Conversation(allow_interruptions=False)
+    say_something(talk)
+    talk.feed(AnswerHeard())
+    talk.started(4000)
+    talk.paused(4500)
+    talk.feed(AnswerFinished())
+    talk.resumed(4700)
+    (ask,) = talk.paused(5000)
+    assert isinstance(ask, Transcribe)
+    assert ask.start == 4700 * MS - PADDING
+
+
+def test_noise_without_words_is_no_turn() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.paused(1200)
+    talk.transcript("")
+    assert talk.until(1700) == [DropTurn()]
+    assert talk.state is State.LISTENING
+
+
+def test_a_speculative_failure_is_tried_again_when_the_turn_ends_and_a_second_one_drops_it() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    (speculative,) = talk.paused(2000)
+    assert isinstance(speculative, Transcribe)
+    assert talk.feed(TranscriptFailed(speculative.ticket)) == []
+    assert talk.until(2500) == [Transcribe(2, speculative.start, speculative.end, speculative=False)]
+    assert talk.state is State.TRANSCRIBING
+    assert talk.feed(TranscriptFailed(2)) == [DropTurn()]
+
+
+def test_padding_does_not_reach_into_the_turn_before() -> None:
+    talk = Conversation()
+    say_something(talk, 1000, 2000)
+    talk.feed(AnswerFinished())
+    talk.started(2100, heard_at=2520)
+    (ask,) = talk.paused(3000)
+    assert isinstance(ask, Transcribe)
+    assert ask.start == 2000 * MS
+
+
+def test_padding_does_not_reach_before_the_first_sample() -> None:
+    talk = Conversation()
+    talk.started(100)
+    (ask,) = talk.paused(1000)
+    assert isinstance(ask, Transcribe)
+    assert ask.start == 0
+
+
+def test_a_long_monologue_is_transcribed_in_parts_cut_at_pauses() -> None:
+    talk = Conversation()
+    talk.started(0)
+    (first,) = talk.paused(22_000)
+    assert isinstance(first, Transcribe)
+    # Longer than CLOSE_PART: what is under way is kept.
+    assert talk.resumed(22_300) == []
+    (second,) = talk.paused(40_000)
+    assert isinstance(second, Transcribe)
+    assert second.start == max(22_300 * MS - PADDING, first.end)
+    talk.feed(TranscriptArrived(second.ticket, "and two."))
+    assert talk.until(40_500) == []
+    assert talk.state is State.TRANSCRIBING
+    (commit,) = talk.feed(TranscriptArrived(first.ticket, "One"))
+    assert isinstance(commit, CommitTurn)
+    assert (commit.text, commit.start, commit.last_voiced) == ("One and two.", 0, 40_000 * MS)
+
+
+def test_a_kept_part_that_fails_is_asked_for_again_at_once() -> None:
+    talk = Conversation()
+    talk.started(0)
+    (first,) = talk.paused(22_000)
+    assert isinstance(first, Transcribe)
+    talk.resumed(22_300)
+    (again,) = talk.feed(TranscriptFailed(first.ticket))
+    assert again == Transcribe(first.ticket + 1, first.start, first.end, speculative=False)
+
+
+def test_speech_without_any_pause_is_cut_before_it_outgrows_one_transcription() -> None:
+    talk = Conversation()
+    talk.started(0)
+    asked = [action for action in talk.until(60_000) if isinstance(action, Transcribe)]
+    assert [(ask.start, ask.end) for ask in asked] == [(0, MAX_PART), (MAX_PART, 2 * MAX_PART)]
+    assert not any(ask.speculative for ask in asked)
+
+
+def test_a_turn_taken_back_long_after_its_start_keeps_its_text() -> None:
+    talk = Conversation()
+    say_something(talk, 1000, 2000, "First.")
+    assert talk.started(30_000) == [CancelAnswer()]
+    (ask,) = talk.paused(31_000)
+    assert isinstance(ask, Transcribe)
+    assert ask.start == 30_000 * MS - PADDING
+    talk.transcript("Second.")
+    (commit,) = talk.until(31_500)
+    assert isinstance(commit, CommitTurn)
+    assert commit.text == "First. Second."
+
+
+def test_lost_audio_ends_the_speech_that_was_being_heard() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.until(1500)
+    (ask,) = talk.feed(AudioLost(lost_samples=100 * MS, resumed=1500 * MS))
+    assert isinstance(ask, Transcribe)
+    talk.transcript("Hel")
+    (commit,) = talk.until(1900)
+    assert isinstance(commit, CommitTurn)
+    assert commit.last_voiced == 1400 * MS
+
+
+def test_the_agent_may_speak_of_its_own_accord_and_be_interrupted() -> None:
+    talk = Conversation()
+    assert talk.feed(SayStarted()) == []
+    assert talk.state is State.SPEAKING
+    assert talk.started(500) == [Interrupt()]
+
+
+def test_an_answer_that_failed_unheard_ends_the_turn() -> None:
+    talk = Conversation()
+    say_something(talk)
+    assert talk.feed(AnswerFinished()) == []
+    assert talk.state is State.LISTENING
+
+
+# --- the table itself ---------------------------------------------------------------------------------
+
+INPUTS: tuple[Input, ...] = (
+    SpeechStarted(0),
+    SpeechPaused(0, 0),
+    SpeechResumed(0),
+    SpeechEnded(0, 0),
+    AudioLost(1, 1),
+    Tick(0),
+    TranscriptArrived(99, ""),
+    TranscriptFailed(99),
+    SayStarted(),
+    AnswerHeard(),
+    AnswerFinished(),
+)
+
+ILLEGAL = {
+    (State.LISTENING, AnswerHeard),
+    (State.LISTENING, AnswerFinished),
+    (State.USER_SPEAKING, SpeechStarted),
+    (State.USER_SPEAKING, SpeechResumed),
+    (State.USER_SPEAKING, SayStarted),
+    (State.USER_SPEAKING, AnswerHeard),
+    (State.USER_SPEAKING, AnswerFinished),
+    (State.ENDPOINTING, SpeechPaused),
+    (State.ENDPOINTING, SayStarted),
+    (State.ENDPOINTING, AnswerHeard),
+    (State.ENDPOINTING, AnswerFinished),
+    (State.TRANSCRIBING, SpeechPaused),
+    (State.TRANSCRIBING, SayStarted),
+    (State.TRANSCRIBING, AnswerHeard),
+    (State.TRANSCRIBING, AnswerFinished),
+    (State.THINKING, SpeechPaused),
+    (State.THINKING, SayStarted),
+    (State.SPEAKING, SayStarted),
+}
+
+
+def in_state(state: State) -> Conversation:
+    talk = Conversation()
+    match state:
+        case State.LISTENING:
+            pass
+        case State.SPEAKING:
+            talk.feed(SayStarted())
+        case State.THINKING:
+            say_something(talk)
+        case _:
+            talk.started(1000)
+            if state is not State.USER_SPEAKING:
+                talk.paused(2000)
+            if state is State.TRANSCRIBING:
+                talk.until(2600)
+    assert talk.state is state
+    return talk
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, INPUTS)), ids=str)
+def test_what_has_no_row_is_an_error_and_changes_nothing(state: State, event: Input) -> None:
+    talk = in_state(state)
+    if (state, type(event)) in ILLEGAL:
+        before = repr(talk.turns)
+        with pytest.raises(TurnError, match=f"{type(event).__name__} is not legal while {state.value}"):
+            talk.feed(event)
+        assert repr(talk.turns) == before
+    else:
+        talk.feed(event)
+        assert talk.state in TABLE[state, type(event)].follows
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_no_sequence_of_what_a_room_can_do_breaks_the_table(data: st.DataObject) -> None:
+    """A model of detection, transcription and the agent drives the table at random."""
+    talk = Conversation(allow_interruptions=data.draw(st.booleans()))
+    phase = "silence"
+    ms = 0
+    open_tickets: list[int] = []
+    answering = False
+    for _ in range(data.draw(st.integers(1, 60))):
+        ms += data.draw(st.sampled_from([20, 100, 400, 3_000, 25_000]))
+        actions = talk.until(ms)
+        choices = {"silence": ["start"], "speech": ["pause", "lost"], "paused": ["resume", "end"]}[phase]
+        choices = [*choices, "transcript", "fail", "heard", "finish", "say", "wait"]
+        match data.draw(st.sampled_from(choices)):
+            case "start":
+                actions += talk.feed(SpeechStarted(ms * MS))
+                phase = "speech"
+            case "pause":
+                actions += talk.feed(SpeechPaused(0, ms * MS))
+                phase = "paused"
+            case "lost":
+                actions += talk.feed(AudioLost(MS, ms * MS))
+                phase = "silence"
+            case "resume":
+                actions += talk.feed(SpeechResumed(ms * MS))
+                phase = "speech"
+            case "end":
+                actions += talk.feed(SpeechEnded(0, ms * MS))
+                phase = "silence"
+            case "transcript" if open_tickets:
+                ticket = open_tickets.pop(0)
+                actions += talk.feed(TranscriptArrived(ticket, data.draw(st.sampled_from(["", "words"]))))
+            case "fail" if open_tickets:
+                actions += talk.feed(TranscriptFailed(open_tickets.pop(0)))
+            case "heard" if answering:
+                actions += talk.feed(AnswerHeard())
+            case "finish" if answering:
+                actions += talk.feed(AnswerFinished())
+                answering = False
+            case "say" if talk.state is State.LISTENING:
+                actions += talk.feed(SayStarted())
+                answering = True
+        for action in actions:
+            match action:
+                case Transcribe():
+                    assert 0 <= action.start <= action.end <= talk.turns.position
+                    assert action.end - action.start <= MAX_PART
+                    open_tickets.append(action.ticket)
+                case DropTranscript():
+                    open_tickets.remove(action.ticket)
+                case CommitTurn():
+                    assert action.text
+                    answering = True
+                case ResumeAnswer():
+                    answering = True
+                case CancelAnswer() | Interrupt():
+                    assert answering
+                    answering = False
