@@ -114,8 +114,8 @@ class PhraseCutter:
             if ends is None:
                 break
             if ends and self._can_cut(match.end()):
-                # The line break goes with the line that it ends.
-                return match.end() + (self._text[match.end() : match.end() + 1] == "\n")
+                # A line break goes with the sentence before it (where its end is known by what follows).
+                return match.end() + (match.group()[0] in ".!?…" and self._text[match.end()] == "\n")
         return None
 
     def _ends_sentence(self, match: re.Match[str]) -> bool | None:
