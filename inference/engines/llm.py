@@ -43,6 +43,10 @@ CONTEXT_MARGIN: Final = 8
 _PENALTY_WINDOW: Final = 64
 """How many of the last tokens the repeat penalty looks at (llama.cpp's own default)."""
 
+_TOP_K: Final = 40
+"""Candidates that ``top_p`` looks at (llama.cpp's own default): sorting a whole vocabulary takes several
+times as long."""
+
 _RANDOM_SEED: Final = 0xFFFFFFFF
 """``LLAMA_DEFAULT_SEED``: the sampler draws a seed itself."""
 
@@ -432,6 +436,7 @@ class LlamaLanguageModel:
         if sampling.temperature <= 0.0:
             add(lib.llama_sampler_init_greedy())
             return chain
+        add(lib.llama_sampler_init_top_k(_TOP_K))
         if sampling.top_p < 1.0:
             add(lib.llama_sampler_init_top_p(sampling.top_p, 1))
         add(lib.llama_sampler_init_temp(sampling.temperature))

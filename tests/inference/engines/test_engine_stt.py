@@ -14,7 +14,7 @@ pytestmark = pytest.mark.models
 
 @pytest.fixture(scope="module")
 def stt(whisper_folder: Path, options: EngineOptions) -> WhisperSpeechToText:
-    engine = WhisperSpeechToText()
+    engine = WhisperSpeechToText(max_batch=4)
     engine.load(whisper_folder, options)
     return engine
 
