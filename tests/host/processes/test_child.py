@@ -14,14 +14,15 @@ import pytest
 from host.child import Child, InitializationError, Watch, describe_exit, execute
 from host.errors import HostError
 from host.forkserver import require_single_thread
-from host.lifecycle import ChildState
+from host.lifecycle import ChildState, FairClock
 from inference.wire import supervision as s
 from inference.wire.connection import FORKSERVER, Connection, Received, Role
-from tests.host.processes.conftest import DEADLINE_S
+from tests.host.processes.conftest import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.processes
 
 JOB = s.InitializeJob("", "", "")
+WATCH = Watch(ping_interval=0.1, ping_timeout=0.3, high_ping_threshold=0.5)
 
 PREAMBLE = """
 import argparse, os, signal, socket, time
@@ -34,12 +35,11 @@ control = socket.socket(fileno=arguments.control)
 """
 
 
-def child_of(code):
+def child_of(code, watch=WATCH, clock=time.monotonic):
     """A child that runs ``code`` with its socket in ``control``, and the messages it sends."""
     messages = []
     process, control = execute((sys.executable, "-c", PREAMBLE + code), os.environ)
-    watch = Watch(ping_interval=0.1, ping_timeout=0.3, high_ping_threshold=0.5)
-    child = Child("child", process, control, watch=watch, clock=time.monotonic, receive=messages.append)
+    child = Child("child", process, control, watch=watch, clock=clock, receive=messages.append)
     return child, messages
 
 
@@ -120,6 +120,58 @@ async def test_something_the_child_started_may_hold_its_socket(monkeypatch):
     # The grandchild ends with its sleep; it is nobody's here.
     child, _ = child_of("if os.fork() == 0:\n    time.sleep(2)\nos._exit(0)")
     assert await asyncio.wait_for(child.run(), 1.5) == 0
+
+
+LATE = """
+from inference.wire import supervision as s
+from inference.wire.connection import SUPERVISION, Connection, Received, Role
+connection = Connection(Role.SERVER, SUPERVISION)
+def send(message):
+    control.sendall(connection.send(message))
+def receive():
+    while not isinstance(event := connection.next_event(), Received):
+        connection.receive_data(control.recv(4096))
+    return event.message
+receive()
+send(s.Ready())
+late_s = 2.2
+while not isinstance(message := receive(), s.Shutdown):
+    send(s.LogLine(20, "late", "pinged", 0.0))
+    time.sleep(late_s)
+    late_s = 0
+    send(s.Pong(message.sent_ns))
+"""
+
+
+async def test_time_in_which_the_supervisor_was_blocked_is_not_held_against_the_child(caplog):
+    caplog.set_level("INFO")
+    fair = FairClock(0.1, time.monotonic())
+
+    async def pulse():
+        while True:
+            await asyncio.sleep(0.1)
+            fair.pulse(time.monotonic())
+
+    def pings():
+        return [record.name for record in caplog.records].count("late")
+
+    child, _ = child_of(
+        LATE,
+        watch=Watch(ping_interval=0.1, ping_timeout=1.5, high_ping_threshold=1.4),
+        clock=lambda: fair.read(time.monotonic()),
+    )
+    pulsing = asyncio.create_task(pulse())
+    running = asyncio.create_task(run(child))
+    await child.initialize(JOB, DEADLINE_S)
+    await eventually(lambda: pings() == 1)
+    # A ping is on its way and its answer will come after the timeout, because nobody could have read it before.
+    time.sleep(2.0)  # noqa: ASYNC251 - this is the fault under test
+    await eventually(lambda: pings() >= 2)
+    child.stop("done", DEADLINE_S)
+    assert await running == 0
+    pulsing.cancel()
+    assert child.killed_because == ""
+    assert {record.name for record in caplog.records} == {"late"}
 
 
 def test_a_command_that_is_not_there_is_named():
