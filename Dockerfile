@@ -96,7 +96,7 @@ WORKDIR /agents
 VOLUME /models
 EXPOSE 8081
 
-# 503 until the models are loaded and the LiveKit server has registered the host.
+# 503 while the inference process is not ready, and until the LiveKit server has been reached.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8081/', timeout=4)"]
 
