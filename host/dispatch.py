@@ -133,6 +133,7 @@ class Dispatch:
         self._failures = 0
         self._was_registered = False
         self._worker_id = ""
+        self._told: Status | None = None
         self._promised: dict[str, asyncio.TimerHandle] = {}
         self._unsent: dict[str, agent.UpdateJobStatus] = {}
         self._fences: dict[int, asyncio.Future[None]] = {}
@@ -143,6 +144,11 @@ class Dispatch:
     def worker_id(self) -> str:
         """The server's name for the present registration, "" while there is none."""
         return self._worker_id if self._ws is not None else ""
+
+    @property
+    def told(self) -> Status | None:
+        """The status that the server was told last; None while there is no registration."""
+        return self._told if self._ws is not None else None
 
     @property
     def unreachable(self) -> bool:
@@ -208,7 +214,7 @@ class Dispatch:
         async with ws:
             try:
                 await self._register(ws)
-                self._ws = ws
+                self._ws, self._told = ws, None
                 await self._serve(ws)
             finally:
                 self._ws = None
@@ -342,7 +348,8 @@ class Dispatch:
                 load=status.load,
                 job_count=status.job_count,
             )
-            await self._send(ws, agent.WorkerMessage(update_worker=update))
+            if await self._send(ws, agent.WorkerMessage(update_worker=update)):
+                self._told = status
             for job_update in list(self._unsent.values()):
                 if await self._send(ws, agent.WorkerMessage(update_job=job_update)):
                     self._unsent.pop(job_update.job_id, None)

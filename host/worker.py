@@ -305,13 +305,15 @@ class Worker:
         return ""
 
     def _describe(self) -> dict[str, Any]:
-        status = self.status()
+        status, told = self.status(), self._dispatch.told
         return {
             "agent_name": self._options.agent_name,
             "worker_type": agent.JobType.Name(agent.JobType.JT_ROOM),
             "worker_id": self._dispatch.worker_id,
             "active_jobs": status.job_count,
             "worker_load": round(status.load, 3),
+            # What the server believes; "" while it knows nothing of us.
+            "worker_status": "" if told is None else "WS_FULL" if told.full else "WS_AVAILABLE",
             "sdk_version": _version(),
             "protocol_version": PROTOCOL_VERSION,
         }

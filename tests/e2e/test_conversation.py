@@ -156,6 +156,17 @@ def onset_s(pcm: bytes) -> float:
     return next(at for at in range(0, len(pcm), block) if rms(pcm[at : at + block]) > loudest / 10) / 2 / RATE
 
 
+def test_sigterm_while_the_models_load(livekit: LiveKitServer, tmp_path: Path) -> None:
+    with host_serve(livekit, tmp_path, config=CONFIG) as host:
+        host.wait(lambda: "loading language model" in host.log, 60, "the models to load")
+        assert host.get("/") == (503, "inference process not running")
+        assert host.stop() == 0
+        assert "registered" not in host.log
+        assert "Traceback" not in host.log, host.log
+        assert not host.left_over()
+        assert not host.runtime_folders()
+
+
 def test_stopping_leaves_nothing(host: HostProcess) -> None:
     """Last in this file: it ends the host of the tests above."""
     host.processes()

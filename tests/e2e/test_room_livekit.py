@@ -252,3 +252,25 @@ async def test_waiting_for_a_named_caller_and_a_room_that_is_deleted(livekit: Li
                 assert "ROOM_DELETED" in await room.wait_closed()
             with pytest.raises(ConnectionError, match="ended"):
                 await room.wait_for_participant("nobody")
+
+
+async def test_rooms_that_were_left_leave_nothing(livekit: LiveKitServer, room_name: str) -> None:
+    async def visit(number: int) -> tuple[int, int]:
+        name = f"{room_name}-{number}"
+        async with agent_in(livekit, name) as room, caller_in(livekit, name) as caller:
+            await room.wait_for_participant()
+            await room.open_speech(VOICE_RATE)
+            listener = Listener(room)
+            await room.play(tone(0.3))
+            await room.publish_transcript("agent", "a", "Hello.", final=True)
+            await caller.wait(lambda: bool(caller.shown), 10, "the transcript")
+            await until(lambda: len(listener.pcm) > 0, 10, "the caller")
+        await listener.task
+        return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+
+    # The first visits start the native side's own threads.
+    visits = [await visit(number) for number in range(6)]
+    descriptors, threads = zip(*visits[2:], strict=True)
+    assert max(descriptors) - min(descriptors) <= 2, visits
+    assert max(threads) - min(threads) <= 4, visits
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []

@@ -112,6 +112,12 @@ async def test_a_job_process_that_is_killed_is_recorded_as_failed(
     assert host.get("/") == (200, "OK")
 
 
+def unserved(livekit: LiveKitServer) -> list[dict[str, object]]:
+    """The rooms' jobs for this host's agent that the server found nobody for."""
+    requests = livekit.log_lines("failed to send job request")
+    return [record for record in requests if (record["agentName"], record["jobType"]) == ("tone", "JT_ROOM")]
+
+
 async def test_no_more_rooms_than_there_are_slots(livekit: LiveKitServer, host: HostProcess, room_name: str) -> None:
     rooms = [f"{room_name}-{number}" for number in range(ROOMS + 1)]
     async with (
@@ -124,11 +130,9 @@ async def test_no_more_rooms_than_there_are_slots(livekit: LiveKitServer, host: 
         await first.wait_for_speech(20)
         await second.wait_for_speech(20)
         assert host.worker()["worker_load"] == 1.0
+        before = len(unserved(livekit))
         await dispatch(livekit, rooms[2])
-        refusals = ("no worker available", "failed to assign job", "failed to send job request")
-        await until(
-            lambda: any(livekit.log_lines(text) for text in refusals), 20, "the server to find no worker for it"
-        )
+        await until(lambda: len(unserved(livekit)) > before, 20, "the server to find nobody for the third room")
         assert host.worker()["active_jobs"] == ROOMS
         await first.hang_up()
         await until(lambda: host.worker()["active_jobs"] == ROOMS - 1, 10, "a free place")
@@ -159,6 +163,39 @@ async def test_sigterm_lets_the_room_finish_and_leaves_nothing(
         assert endings(livekit, room_name)[-1] == ("JS_SUCCESS", "")
         assert not host.left_over()
         assert not host.runtime_folders()
+
+
+async def test_a_second_sigterm_ends_the_rooms_in_order(livekit: LiveKitServer, tmp_path: Path, room_name: str) -> None:
+    config = FAKE_ENGINES.format(max_rooms=1)
+    with host_serve(livekit, tmp_path / "host", str(AGENT), "--agent-name", "ending", config=config) as host:
+        host.wait_registered(60)
+        async with caller_in(livekit, room_name) as caller:
+            await dispatch(livekit, room_name, "session", agent="ending")
+            await caller.wait_for_speech(20)
+            host.processes()
+            host.process.send_signal(signal.SIGTERM)
+            await until(lambda: "draining" in host.log, 5, "draining")
+            host.process.send_signal(signal.SIGTERM)
+            await caller.wait(lambda: bool(caller.left), 5, "the agent to leave")
+            assert await asyncio.to_thread(host.wait_exit, 15) == 0
+            assert endings(livekit, room_name) == [("JS_SUCCESS", "")]
+        assert not host.left_over()
+        assert not host.runtime_folders()
+
+
+async def test_without_its_inference_process_a_host_takes_nothing(
+    livekit: LiveKitServer, host: HostProcess, room_name: str
+) -> None:
+    first = host.inference().pid
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: host.get("/") == (503, "inference process not running"), 5, "the health check to notice")
+    await until(lambda: host.worker()["worker_status"] == "WS_FULL", 5, "the server to be told")
+    await until(lambda: host.get("/") == (200, "OK"), 20, "another inference process")
+    await until(lambda: host.worker()["worker_status"] == "WS_AVAILABLE", 5, "the server to be told")
+    assert host.inference().pid != first
+    async with caller_in(livekit, room_name) as caller:
+        await dispatch(livekit, room_name, "session")
+        await caller.wait_for_speech(20)
 
 
 async def test_the_server_goes_and_comes_back(tmp_path: Path, room_name: str) -> None:

@@ -117,7 +117,9 @@ async def test_it_registers_and_says_its_status(server: FakeLiveKit) -> None:
         status = (await server.said(session, "update_worker")).update_worker
         assert (status.status, status.load, status.job_count) == (agent.WorkerStatus.WS_AVAILABLE, 0.0, 0)
         assert dispatch.worker_id == "AW_1"
+        assert dispatch.told == Status(full=False, load=0.0, job_count=0)
     assert dispatch.worker_id == ""
+    assert dispatch.told is None
 
 
 async def test_a_job_is_accepted_assigned_and_ended(server: FakeLiveKit) -> None:
