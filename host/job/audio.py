@@ -86,8 +86,8 @@ class Capture:
         queue.put_nowait(None)
 
     def _push(self, block: bytes) -> None:
-        now = self._now()
         self._inference.push(block)
+        now = self._now()
         self._pushed.append((self._inference.position, now))
         while now - self._pushed[0][1] > _REMEMBERED_S:
             self._pushed.popleft()

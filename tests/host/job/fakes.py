@@ -1,0 +1,214 @@
+"""A room and an inference room that do only what a test tells them, for policy that real ones show too rarely."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import numpy as np
+
+from host.job.room import AgentState, Side
+from inference.client import InferenceError, RequestFailedError, VoiceEvent
+from inference.wire.messages import ChatMessage, Transcript
+
+RATE = 16_000
+SAMPLES_PER_CHAR = 1_000
+DEADLINE_S = 10.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return when ``condition`` holds; fails after ten seconds."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 (many conditions, one deadline)
+            await asyncio.sleep(0.001)
+
+
+class FakeRoom:
+    """Plays nothing by itself: ``hear`` lets time pass for the listener."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.caller: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.queue = bytearray()
+        self.heard = b""
+        self.log: list[str] = []
+        self.states: list[AgentState] = []
+        self.transcripts: list[tuple[Side, str, str, bool]] = []
+        self._moved = asyncio.Event()
+
+    async def caller_audio(self) -> AsyncIterator[bytes]:
+        while (block := await self.caller.get()) is not None:
+            yield block
+
+    async def play(self, pcm: bytes) -> None:
+        self.queue += pcm
+        self.log.append("play")
+        while len(self.queue) > 2 * RATE // 5:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def clear(self) -> None:
+        self.log.append("clear")
+        self.queue.clear()
+        self._moved.set()
+
+    def hear(self, samples: int) -> None:
+        self.heard += bytes(self.queue[: 2 * samples])
+        del self.queue[: 2 * samples]
+        self._moved.set()
+
+    def heard_samples(self) -> int:
+        return len(self.heard) // 2
+
+    async def wait_for_playout(self) -> None:
+        while self.queue:
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def set_agent_state(self, state: AgentState) -> None:
+        self.states.append(state)
+
+    async def publish_transcript(self, side: Side, segment: str, text: str, *, final: bool) -> None:
+        self.transcripts.append((side, segment, text, final))
+
+    def voices(self) -> list[int]:
+        """Which phrases were heard, in order: every phrase has a sample value of its own."""
+        values = np.frombuffer(self.heard, np.int16).tolist()
+        return [value for n, value in enumerate(values) if n == 0 or values[n - 1] != value]
+
+
+class FakePhrase:
+    """Lies in the ring at once, whole, unless the inference room ``holds`` phrases back."""
+
+    def __init__(self, inference: FakeInference, text: str, voice: int) -> None:
+        self.text = text
+        self.voice = voice
+        self.start: int | None = None
+        self.end: int | None = None
+        self.cancelled = False
+        self._inference = inference
+        self._result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def write(self, samples: int) -> None:
+        if self.start is None:
+            self.start = self._inference.written
+        self._inference.write(np.full(samples, self.voice, np.int16).tobytes())
+
+    def complete(self) -> None:
+        self.end = self._inference.written
+        self._result.set_result(None)
+
+    def fail(self, error: InferenceError) -> None:
+        if not self._result.done():
+            self._result.set_exception(error)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if not self._inference.hold:
+            self.fail(RequestFailedError("cancelled", "cancelled by the job"))
+
+    async def wait(self) -> None:
+        await self._result
+
+
+class FakeGeneration:
+    """Text comes as the test ``write``s it."""
+
+    def __init__(self, messages: Sequence[ChatMessage], max_tokens: int) -> None:
+        self.messages = tuple(messages)
+        self.max_tokens = max_tokens
+        self.cancelled = False
+        self._pieces: asyncio.Queue[str | InferenceError | None] = asyncio.Queue()
+
+    def write(self, text: str) -> None:
+        self._pieces.put_nowait(text)
+
+    def finish(self) -> None:
+        self._pieces.put_nowait(None)
+
+    def fail(self, error: InferenceError) -> None:
+        self._pieces.put_nowait(error)
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            while (piece := await self._pieces.get()) is not None:
+                if isinstance(piece, InferenceError):
+                    raise piece
+                yield piece
+        except BaseException:
+            self.cancelled = True
+            raise
+
+
+class FakeInference:
+    """The part of ``InferenceRoom`` that a session uses."""
+
+    speech_rate = RATE
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.listening: dict[str, float] = {}
+        self.voice: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
+        self.transcriptions: list[tuple[int, int, bool, asyncio.Future[Transcript]]] = []
+        self.generations: list[FakeGeneration] = []
+        self.phrases: list[FakePhrase] = []
+        self.hold = False
+        self.written = 0
+        self._consumed = 0
+        self._ring = bytearray()
+        self._rung = asyncio.Event()
+
+    def push(self, pcm: bytes) -> None:
+        self.position += len(pcm) // 2
+
+    def listen(self, **settings: float) -> None:
+        self.listening = settings
+
+    async def events(self) -> AsyncIterator[VoiceEvent]:
+        while True:
+            event = await self.voice.get()
+            if isinstance(event, InferenceError):
+                raise event
+            yield event
+
+    async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> Transcript:
+        result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
+        self.transcriptions.append((start, end, speculative, result))
+        return await result
+
+    def generate(self, messages: Sequence[ChatMessage], *, max_tokens: int, **_: float) -> FakeGeneration:
+        self.generations.append(FakeGeneration(messages, max_tokens))
+        return self.generations[-1]
+
+    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> FakePhrase:
+        phrase = FakePhrase(self, text, len(self.phrases) + 1)
+        self.phrases.append(phrase)
+        if not self.hold:
+            phrase.write(SAMPLES_PER_CHAR * len(text))
+            phrase.complete()
+        return phrase
+
+    def write(self, pcm: bytes) -> None:
+        self._ring += pcm
+        self.written += len(pcm) // 2
+        self._rung.set()
+
+    def read_speech(self, limit: int) -> bytes:
+        pcm = bytes(self._ring[: 2 * limit])
+        del self._ring[: len(pcm)]
+        self._consumed += len(pcm) // 2
+        return pcm
+
+    def read_position(self) -> int:
+        return self._consumed
+
+    def skip_speech(self) -> int:
+        self._consumed += len(self._ring) // 2
+        self._ring.clear()
+        return self._consumed
+
+    async def wait_speech(self) -> None:
+        while not self._ring:
+            self._rung.clear()
+            await self._rung.wait()
