@@ -35,7 +35,24 @@ class FakeRoom:
         self.log: list[str] = []
         self.states: list[AgentState] = []
         self.transcripts: list[tuple[Side, str, str, bool]] = []
+        self.closed = asyncio.Event()
         self._moved = asyncio.Event()
+
+    async def connect(self) -> None:
+        self.log.append("connect")
+
+    async def wait_for_participant(self, identity: str = "") -> str:
+        return identity or "caller"
+
+    async def open_speech(self, sample_rate: int) -> None:
+        self.log.append(f"open_speech {sample_rate}")
+
+    async def wait_closed(self) -> str:
+        await self.closed.wait()
+        return "the caller has left"
+
+    async def leave(self) -> None:
+        self.log.append("leave")
 
     async def caller_audio(self) -> AsyncIterator[bytes]:
         while (block := await self.caller.get()) is not None:

@@ -1,0 +1,153 @@
+"""The life of a job around its entrypoint: what ends it, in which order, with which status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from host.job import context
+from host.job.agent import VoiceAgent
+from host.job.context import JobContext, JobInfo, JobOutcome, JobProcess, run_job
+from host.job.settings import SessionSettings
+from tests.host.job.fakes import FakeRoom
+
+
+class Job:
+    """A job on a room that only logs."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.room = FakeRoom()
+        self.log = self.room.log
+        self.ctx = JobContext(
+            self.room,
+            JobInfo("job-1", "fake", metadata="{}", agent_identity="agent"),
+            JobProcess({"warm": 1}),
+            str(tmp_path / "no.sock"),
+            "token",
+            SessionSettings(),
+            lambda _: None,
+        )
+
+    async def update(self, status: str, error: str) -> None:
+        self.log.append(f"{status} {error}".strip())
+        await asyncio.sleep(0)
+        self.log.append(f"{status} passed on")
+
+    async def run(self, entrypoint: Callable[[JobContext], Awaitable[None]]) -> JobOutcome:
+        async with asyncio.timeout(20):
+            return await run_job(entrypoint, self.ctx, self.update)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+async def test_the_status_is_passed_on_before_the_room_is_left(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "ENTRYPOINT_GRACE_S", 0.1)
+
+    async def entrypoint(ctx: JobContext) -> None:
+        assert ctx.proc.userdata == {"warm": 1}
+        assert (ctx.job.id, ctx.job.room, ctx.job.agent_identity) == ("job-1", "fake", "agent")
+        assert ctx.log_fields == {"job": "job-1", "room": "fake"}
+
+        async def late(reason: str) -> None:
+            job.log.append(f"async callback: {reason}")
+
+        ctx.add_shutdown_callback(lambda reason: job.log.append(f"callback: {reason}"))
+        ctx.add_shutdown_callback(late)
+        await ctx.connect()
+        await ctx.connect()
+        job.room.closed.set()
+        await asyncio.Event().wait()
+
+    # The entrypoint waits for ever: it is given its time and cancelled.
+    outcome = await job.run(entrypoint)
+    assert outcome == JobOutcome("success", "", "the caller has left")
+    assert job.log == [
+        "running",
+        "running passed on",
+        "connect",
+        "callback: the caller has left",
+        "async callback: the caller has left",
+        "success",
+        "success passed on",
+        "leave",
+    ]
+
+
+async def test_an_entrypoint_that_raises_fails_the_job(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        await ctx.connect()
+        raise KeyError("customer")
+
+    outcome = await job.run(entrypoint)
+    assert (outcome.status, outcome.error) == ("failed", "KeyError: 'customer'")
+    assert job.log[-3:] == ["failed KeyError: 'customer'", "failed passed on", "leave"]
+    assert 'raise KeyError("customer")' in caplog.text, "the author needs the traceback"
+
+
+async def test_an_entrypoint_that_returns_without_a_session_ends_the_job(job: Job) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        await ctx.connect()
+
+    assert await job.run(entrypoint) == JobOutcome("success", "", "the entrypoint returned")
+
+
+async def test_shutdown_ends_the_job_with_its_first_reason(job: Job) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        ctx.shutdown("done")
+        ctx.shutdown("done again")
+
+    assert await job.run(entrypoint) == JobOutcome("success", "", "done")
+
+
+async def test_shutdown_before_the_start_ends_the_job_too(job: Job) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        await ctx.connect()
+        await asyncio.sleep(0)
+
+    job.ctx.shutdown("the host drains")
+    assert await job.run(entrypoint) == JobOutcome("success", "", "the host drains")
+
+
+async def test_a_callback_that_fails_is_logged_and_the_others_run(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    def bad(reason: str) -> None:
+        raise RuntimeError("no database")
+
+    async def entrypoint(ctx: JobContext) -> None:
+        ctx.add_shutdown_callback(bad)
+        ctx.add_shutdown_callback(lambda reason: job.log.append("second callback"))
+
+    outcome = await job.run(entrypoint)
+    assert outcome.status == "success"
+    assert "second callback" in job.log
+    assert "no database" in caplog.text
+
+
+async def test_without_an_inference_process_the_job_fails_with_one_line(
+    job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        await ctx.start_session(VoiceAgent("Be brief."))
+
+    outcome = await job.run(entrypoint)
+    assert outcome.status == "failed"
+    assert "no inference process at" in outcome.error
+    assert "Traceback" not in caplog.text
+    assert job.log[-1] == "leave"
+
+
+async def test_a_room_that_cannot_be_joined_fails_the_job(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse() -> None:
+        raise ConnectionError("cannot join room 'fake' at ws://x: refused")
+
+    async def entrypoint(ctx: JobContext) -> None:
+        await ctx.connect()
+
+    monkeypatch.setattr(job.room, "connect", refuse)
+    outcome = await job.run(entrypoint)
+    assert (outcome.status, outcome.error) == ("failed", "ConnectionError: cannot join room 'fake' at ws://x: refused")
