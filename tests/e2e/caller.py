@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 import wave
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from livekit import rtc
@@ -59,6 +60,7 @@ class Caller:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     speech_ended_at: float = 0.0
     _to_say: bytearray = field(default_factory=bytearray)
+    _hearing: asyncio.Task[None] | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -139,9 +141,10 @@ class Caller:
                 segments[shown.segment] = shown
         return [shown.text for shown in segments.values()]
 
-    def _task(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+    def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
+        return task
 
     async def _read(self, reader: rtc.TextStreamReader, identity: str) -> None:
         text = await reader.read_all()
@@ -164,7 +167,10 @@ class Caller:
         def subscribed(track: rtc.RemoteTrack, _: object, participant: rtc.RemoteParticipant) -> None:
             if participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
                 assert isinstance(track, rtc.RemoteAudioTrack)
-                self._task(self._hear(track))
+                # A track that was published again: the old one's silence must not mix with it.
+                if self._hearing is not None:
+                    self._hearing.cancel()
+                self._hearing = self._task(self._hear(track))
 
         def attributes_changed(changed: dict[str, str], participant: rtc.Participant) -> None:
             if (state := changed.get("lk.agent.state")) is not None and participant.identity != self.identity:

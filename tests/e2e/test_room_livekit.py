@@ -233,8 +233,9 @@ async def test_a_broken_connection_is_mended(
 
             await caller.say(tone(2.0, 300, RATE))
             await until(lambda: pitch(bytes(listener.pcm[-RATE:])) == pytest.approx(300, abs=5), 10, "the caller again")
-            speaking = asyncio.create_task(room.play(tone(3.0, 880)))
+            speaking = asyncio.create_task(room.play(tone(8.0, 880)))
             await caller.wait(lambda: pitch(bytes(caller.heard[-RATE:])) == pytest.approx(880, abs=5), 10, "the agent")
+            room.clear()
             await speaking
             assert not closed.done()
         assert await closed == "the agent left"
