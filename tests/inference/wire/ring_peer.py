@@ -2,7 +2,7 @@
 
     python ring_peer.py ROLE SECONDS MEMFD DOORBELL
 
-Sample n of a ring has the value n mod 32768, so a torn, lost or repeated sample is seen. Prints how
+Sample n of a ring has the value n mod PERIOD, so a torn, lost or repeated sample is seen. Prints how
 much it did; what is wrong ends it with a traceback.
 """
 
@@ -17,11 +17,11 @@ import time
 from inference.segments import Segment
 from inference.wire.errors import OverrunError
 
-PERIOD = 32768
-_PATTERN = struct.pack(f"<{2 * PERIOD}h", *range(PERIOD), *range(PERIOD))
+PERIOD = 32749
+"""A prime, so that no two laps of a ring hold the same values: a torn sample would look whole."""
+_PATTERN = struct.pack(f"<{3 * PERIOD}h", *(3 * tuple(range(PERIOD))))
 
 UP_WINDOW = 512
-LOCKSTEP_ROUNDS = 1_000_000
 
 
 def samples(position: int, count: int) -> bytes:
@@ -105,52 +105,53 @@ def consume_down(segment: Segment, until: float, patience: float) -> tuple[int, 
         segment.answer_doorbell()
 
 
-def lockstep(segment: Segment, consumer: bool, seconds: float) -> int:
-    """Fall asleep and write at the same moment, again and again: one of the two must have seen the other.
+def ask_lockstep(segment: Segment, seconds: float) -> int:
+    """Fall asleep while the other process writes, again and again: one of the two must see the other.
 
-    The cursors of the up ring are borrowed to start every round together, so each process has one word
-    of its own there. Returns the rounds; ``AssertionError`` when both sides missed each other.
+    The up ring is borrowed to start every round together. Returns the rounds; ``AssertionError`` when
+    both missed each other.
     """
-    down, gate = segment.down, segment.up
+    dice = random.Random(5)
     ends = time.monotonic() + seconds
     rounds = 0
-    dice = random.Random(5 + consumer)
-    while rounds < LOCKSTEP_ROUNDS and time.monotonic() < ends:
+    while time.monotonic() < ends:
         rounds += 1
-        # The consumer opens the round with a write to the up ring; the producer answers in the down ring.
-        if consumer:
-            gate.write(b"\0\0")
-            for _ in range(dice.randrange(8)):
-                pass
-            asleep = down.sleep()
-            if asleep and not select.select([segment.doorbell], [], [], 2.0)[0]:
-                assert not down.readable(), f"round {rounds}: a sample came and nobody rang"
-            segment.answer_doorbell()
-            while not down.readable():
-                assert time.monotonic() < ends + 5
-            down.read(1)
-        else:
-            while gate.written() < rounds:
-                if time.monotonic() > ends + 5:
-                    return rounds
-            for _ in range(dice.randrange(8)):
-                pass
-            down.write(b"\0\0")
-            if down.consumer_sleeps():
-                segment.ring_doorbell()
+        segment.up.write(b"\0\0")
+        for _ in range(dice.randrange(40)):
+            pass
+        if segment.down.sleep() and not select.select([segment.doorbell], [], [], 2.0)[0]:
+            assert not segment.down.readable(), f"round {rounds}: a sample came and nobody rang"
+        segment.answer_doorbell()
+        while not segment.down.readable():
+            assert time.monotonic() < ends + 5
+        segment.down.read(1)
+    return rounds
+
+
+def answer_lockstep(segment: Segment, seconds: float) -> int:
+    """The other process of ``ask_lockstep``; killed by whoever started it."""
+    dice = random.Random(6)
+    ends = time.monotonic() + seconds + 10
+    rounds = 0
+    while time.monotonic() < ends:
+        if segment.up.written() == rounds:
+            continue
+        rounds += 1
+        for _ in range(dice.randrange(40)):
+            pass
+        segment.down.write(b"\0\0")
+        if segment.down.consumer_sleeps():
+            segment.ring_doorbell()
     return rounds
 
 
 def main() -> None:
     role, seconds, memfd, doorbell = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     segment = Segment.attach(memfd, doorbell)
-    print("attached", flush=True)
-    if role == "produce_up":
-        print(produce_up(segment, seconds))
-    elif role == "produce_down":
-        print(produce_down(segment, seconds))
-    elif role == "lockstep":
-        print(lockstep(segment, False, seconds))
+    sys.stdout.write("attached\n")
+    sys.stdout.flush()
+    work = {"produce_up": produce_up, "produce_down": produce_down, "lockstep": answer_lockstep}[role]
+    sys.stdout.write(f"{work(segment, seconds)}\n")
     segment.close()
 
 

@@ -420,7 +420,7 @@ def test_soak_down() -> None:
 def test_falling_asleep_and_writing_at_the_same_moment() -> None:
     segment = Segment.create("lockstep")
     with peer("lockstep", segment, SOAK_S) as process:
-        rounds = ring_peer.lockstep(segment, True, SOAK_S)
+        rounds = ring_peer.ask_lockstep(segment, SOAK_S)
         assert rounds > 1000
         process.kill()
     segment.close()
