@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from host.job.agent import VoiceAgent
 from host.job.pipeline import VoiceSession
-from host.job.room import Room
+from host.job.room import Room, RoomEndedError
 from host.job.settings import SessionSettings
 from inference.client import InferenceClient, InferenceError
 from inference.wire.supervision import JobStatus, TurnReport
@@ -134,7 +134,10 @@ class JobContext:
         self.shutdown(session.close_reason)
 
     async def _run_entrypoint(self, entrypoint: Callable[[JobContext], Awaitable[None]]) -> None:
-        await entrypoint(self)
+        try:
+            await entrypoint(self)
+        except RoomEndedError as exc:
+            self.shutdown(str(exc))
         if self._session is None:
             self.shutdown("the entrypoint returned")
 

@@ -15,6 +15,10 @@ AgentState = Literal["initializing", "listening", "thinking", "speaking"]
 Side = Literal["user", "agent"]
 
 
+class RoomEndedError(ConnectionError):
+    """The room ended before the caller came. An end like any other, not a failure of the job."""
+
+
 class Room(Protocol):
     """One room, one caller, one agent."""
 
@@ -26,7 +30,10 @@ class Room(Protocol):
         """Join. Raises ``ConnectionError`` naming the room and the reason."""
 
     async def wait_for_participant(self, identity: str = "") -> str:
-        """Wait for the caller (the first non-agent participant, or ``identity``) and return the identity."""
+        """Wait for the caller (the first non-agent participant, or ``identity``) and return the identity.
+
+        Raises ``RoomEndedError``.
+        """
 
     async def open_speech(self, sample_rate: int) -> None:
         """Publish the agent's audio track; ``play`` takes PCM at ``sample_rate`` from now on."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from livekit import rtc
 
-from host.job.room import AgentState, Side
+from host.job.room import AgentState, RoomEndedError, Side
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class LiveKitRoom:
     async def wait_for_participant(self, identity: str = "") -> str:
         """Wait for the caller (the first non-agent participant, or ``identity``) and return the identity.
 
-        Raises ``ConnectionError`` when the room ends first.
+        Raises ``RoomEndedError`` when the room ends first.
         """
         room, closed = self._joined()
         while True:
@@ -176,7 +176,7 @@ class LiveKitRoom:
                     self._subscribe_microphone(participant)
                     return participant.identity
             if closed.done():
-                raise ConnectionError(f"room {self._name!r} ended before the caller came: {closed.result()}")
+                raise RoomEndedError(f"room {self._name!r} ended before the caller came: {closed.result()}")
             self._participants_changed.clear()
             await self._participants_changed.wait()
 

@@ -15,7 +15,7 @@ from livekit import rtc
 from livekit.api import DeleteRoomRequest
 from livekit_server import LiveKitServer
 
-from host.job.room import Room
+from host.job.room import Room, RoomEndedError
 from host.job.room_livekit import LiveKitRoom
 
 pytestmark = pytest.mark.e2e
@@ -251,7 +251,7 @@ async def test_waiting_for_a_named_caller_and_a_room_that_is_deleted(livekit: Li
                 await server.room.delete_room(DeleteRoomRequest(room=room_name))
             async with asyncio.timeout(10):
                 assert "ROOM_DELETED" in await room.wait_closed()
-            with pytest.raises(ConnectionError, match="ended"):
+            with pytest.raises(RoomEndedError, match="ended"):
                 await room.wait_for_participant("nobody")
 
 

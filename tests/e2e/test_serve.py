@@ -87,6 +87,21 @@ async def test_deleting_the_dispatch_ends_the_job(livekit: LiveKitServer, host: 
     assert endings(livekit, room_name) == [("JS_SUCCESS", "")]
 
 
+async def test_a_room_that_ends_before_a_caller_comes_is_no_failure(
+    livekit: LiveKitServer, host: HostProcess, room_name: str
+) -> None:
+    async with livekit.api() as server:
+        await server.room.create_room(api.CreateRoomRequest(name=room_name))
+        await dispatch(livekit, room_name, "session")
+        await until(
+            lambda: any(r["room"] == room_name for r in livekit.log_lines("participant active")), 20, "the agent"
+        )
+        await server.room.delete_room(api.DeleteRoomRequest(room=room_name))
+    await until(lambda: host.worker()["active_jobs"] == 0, 10, "the host to be idle")
+    (ended,) = [line for line in host.log.splitlines() if "job ended" in line and f"room={room_name}" in line]
+    assert "success" in ended
+
+
 async def test_an_agent_that_raises_is_recorded_as_failed(
     livekit: LiveKitServer, host: HostProcess, room_name: str
 ) -> None:
