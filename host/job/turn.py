@@ -309,8 +309,8 @@ class TurnTaking:
         text = " ".join(part.text for part in turn.parts if part.text) or turn.committed
         if text:
             self._actions.append(CommitTurn(text, turn.start, turn.last_voiced, turn.decided))
-            # A caller who goes on continues this turn; what it interrupted stays interrupted.
-            turn.committed, turn.interrupted_answer = text, False
+            # Whatever is heard of a caller who goes on, this much has been said.
+            turn.committed = text
             return State.THINKING
         resume = turn.interrupted_answer and not turn.failed
         self._actions.append(ResumeAnswer() if resume else DropTurn())

@@ -36,6 +36,8 @@ class FakeRoom:
         self.states: list[AgentState] = []
         self.transcripts: list[tuple[Side, str, str, bool]] = []
         self.closed = asyncio.Event()
+        self.takes_speech = asyncio.Event()
+        self.takes_speech.set()
         self._moved = asyncio.Event()
 
     async def connect(self) -> None:
@@ -59,9 +61,10 @@ class FakeRoom:
             yield block
 
     async def play(self, pcm: bytes) -> None:
+        await self.takes_speech.wait()
         self.queue += pcm
         self.log.append("play")
-        while len(self.queue) > 2 * RATE // 5:
+        while len(self.queue) > 2 * RATE:
             self._moved.clear()
             await self._moved.wait()
 

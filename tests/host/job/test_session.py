@@ -216,6 +216,22 @@ async def test_what_a_cancelled_phrase_still_writes_is_never_played() -> None:
         assert talk.room.heard_samples() == 3_000 + 5 * SAMPLES_PER_CHAR
 
 
+async def test_a_block_that_the_room_takes_only_after_the_barge_in_is_dropped_too() -> None:
+    async with talking() as talk:
+        generation = await talk.asks("Tell me a story.")
+        generation.write("Once upon a time there was a cat. ")
+        await talk.hears(1_000)
+        talk.room.takes_speech.clear()
+        talk.room.hear(RATE)
+        await talk.starts()
+        await until(lambda: generation.cancelled)
+        played = talk.room.log.count("play")
+        talk.room.takes_speech.set()
+        await until(lambda: talk.room.log.count("play") > played)
+        await until(lambda: not talk.room.queue)
+        assert talk.room.log[-1] == "clear"
+
+
 async def test_a_barge_in_without_words_resumes_where_it_stopped() -> None:
     async with talking() as talk:
         generation = await talk.asks("Tell me a story.")
@@ -256,6 +272,18 @@ async def test_a_caller_who_goes_on_before_the_answer_is_heard_continues_the_tur
         (report,) = talk.reports
         assert (report.turn, report.transcript) == (1, "Tell me a story.")
         assert 1 not in talk.room.voices()
+
+
+async def test_a_barge_in_counts_what_was_heard_until_this_moment() -> None:
+    async with talking() as talk:
+        generation = await talk.asks("Tell me a story.")
+        generation.write("Once upon a time. ")
+        await until(lambda: len(talk.room.queue) >= 2 * 5 * SAMPLES_PER_CHAR)
+        talk.room.hear(5 * SAMPLES_PER_CHAR)
+        # Nobody had time to look yet.
+        talk.inference.voice.put_nowait(SpeechStarted(talk.inference.position))
+        await until(lambda: talk.room.states[-1] == "listening")
+        assert talk.said() == [("user", "Tell me a story."), ("assistant", "Once")]
 
 
 async def test_noise_is_no_turn() -> None:
