@@ -232,7 +232,7 @@ class InferenceRoom:
     @property
     def position(self) -> int:
         """Samples of the caller pushed so far: the up clock."""
-        return self._segment.up.written()
+        return self._segment.up.produced
 
     def push(self, pcm: bytes | memoryview) -> None:
         """Append the caller's audio (16 kHz mono int16). Never waits."""

@@ -6,19 +6,9 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
-
-
-def open_descriptors() -> dict[int, str]:
-    """Every open descriptor of this process and what it is."""
-    found = {}
-    for link in Path("/proc/self/fd").iterdir():
-        # The one that lists the folder is gone by now.
-        with contextlib.suppress(FileNotFoundError):
-            found[int(link.name)] = str(link.readlink())
-    return found
+from open_descriptors import open_descriptors
 
 
 @pytest.fixture
