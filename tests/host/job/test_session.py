@@ -363,6 +363,44 @@ async def test_a_failed_transcription_drops_the_turn(caplog: pytest.LogCaptureFi
         assert await talk.asks("Hello?")
 
 
+async def test_an_interrupted_turn_is_reported_when_the_interruption_could_not_be_understood() -> None:
+    async with talking() as talk:
+        generation = await talk.asks("Tell me a story.")
+        generation.write("Once upon a time. ")
+        await talk.hears(4 * SAMPLES_PER_CHAR)
+        await talk.starts()
+        await talk.stops(RequestFailedError("engine", "deaf"))
+        assert talk.reports == []
+        await until(lambda: len(talk.inference.transcriptions) == 3)
+        talk.transcribed(RequestFailedError("engine", "still deaf"))
+        await until(lambda: talk.reports)
+        (report,) = talk.reports
+        assert (report.reply, report.interrupted) == ("Once", True)
+        assert talk.room.states[-1] == "listening"
+
+
+async def test_an_answer_is_over_only_when_the_room_has_taken_its_last_block() -> None:
+    async with talking() as talk:
+        generation = await talk.asks("Tell me a story.")
+        talk.inference.hold = True
+        generation.write("Once.")
+        generation.finish()
+        await until(lambda: talk.inference.phrases)
+        (phrase,) = talk.inference.phrases
+        phrase.write(3_000)
+        await talk.hears(3_000)
+        talk.room.takes_speech.clear()
+        phrase.write(100)
+        phrase.complete()
+        await until(lambda: talk.inference.read_position() == 3_100)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        talk.room.takes_speech.set()
+        await talk.hears_everything()
+        (report,) = talk.reports
+        assert report.reply_audio_s == 3_100 / RATE
+
+
 async def test_a_conversation_that_is_too_long_loses_its_oldest_turn() -> None:
     async with talking() as talk:
         for text in ("One.", "Two."):
@@ -454,7 +492,10 @@ async def test_the_end_silences_the_agent_and_reports_what_was_heard() -> None:
     async with talking() as talk:
         generation = await talk.asks("Tell me a story.")
         generation.write("Once upon a time there was. And then")
-        await talk.hears(16 * SAMPLES_PER_CHAR)
+        await talk.hears(7 * SAMPLES_PER_CHAR)
+        # The last of it was heard just before the end.
+        await until(lambda: len(talk.room.queue) >= 2 * 9 * SAMPLES_PER_CHAR)
+        talk.room.hear(9 * SAMPLES_PER_CHAR)
     assert generation.cancelled
     assert not talk.room.queue
     (report,) = talk.reports
