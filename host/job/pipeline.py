@@ -16,13 +16,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 from host.job import turn as t
 from host.job.agent import VoiceAgent
 from host.job.audio import CALLER_RATE, Capture, Player, Utterance
 from host.job.chat import ChatHistory, truncate_to_heard
+from host.job.reply import AnsweredTurn, Reply, join, whole
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
 from host.job.speech import PhraseCutter, SpeakablePhrase
@@ -54,42 +54,6 @@ class AnswerRecorder(Protocol):
 
     def end_answer(self) -> tuple[float, float]:
         """Where the answer that is over lies in the recording, in seconds."""
-
-
-@dataclass(slots=True)
-class _Turn:
-    """What is measured of one turn. Times are monotonic seconds."""
-
-    number: int
-    transcript: str
-    audio_s: float
-    last_voiced: float
-    decided: float
-    committed: float
-    asked: float = 0.0
-    first_text: float | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _Reply:
-    """One thing the agent says. ``turn`` None: of its own accord. ``said``: text of an interrupted beginning."""
-
-    segment: str
-    source: AsyncGenerator[str, None]
-    turn: _Turn | None = None
-    said: str = ""
-    text: str = ""
-    complete: bool = False
-    interrupted_at: float = 0.0
-    utterance: Utterance | None = None
-    task: asyncio.Task[None] | None = None
-    shown: str = ""
-    barge_in_ms: float = -1.0
-    first_read: float | None = None
-    first_heard: float | None = None
-    audio_s: float = 0.0
-    span: tuple[float, float] = (0.0, 0.0)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class VoiceSession:
@@ -128,9 +92,9 @@ class VoiceSession:
         self._fields = {"job": job_id, "room": room.name}
         self._tasks: asyncio.TaskGroup | None = None
         self._transcriptions: dict[int, asyncio.Task[None]] = {}
-        self._reply: _Reply | None = None
-        self._interrupted: _Reply | None = None
-        self._to_say: deque[_Reply] = deque()
+        self._reply: Reply | None = None
+        self._interrupted: Reply | None = None
+        self._to_say: deque[Reply] = deque()
         self._turn_number = 0
         self._segments = 0
         self._event_at = 0.0
@@ -149,7 +113,7 @@ class VoiceSession:
         """Say ``text`` as soon as the agent listens. Returns what was heard of it, which joins the history."""
         if self._ended.is_set():
             return ""
-        reply = _Reply(self._segment(), _whole(text))
+        reply = Reply(self._segment(), whole(text))
         self._to_say.append(reply)
         if self._tasks is not None:
             self._feed(t.Tick(self._turns.position))
@@ -182,7 +146,7 @@ class VoiceSession:
                 self._listen()
                 tasks.create_task(self._watch_voice(), name="voice-activity")
                 if self._agent.greeting:
-                    self._to_say.appendleft(_Reply(self._segment(), _whole(self._agent.greeting)))
+                    self._to_say.appendleft(Reply(self._segment(), whole(self._agent.greeting)))
                 self._feed(t.Tick(self._inference.position))
                 await self._ending.wait()
                 raise _EndedError
@@ -303,7 +267,7 @@ class VoiceSession:
     def _answer(self, turn: t.CommitTurn) -> None:
         self._report_interrupted()
         self._turn_number += 1
-        measured = _Turn(
+        measured = AnsweredTurn(
             self._turn_number,
             turn.text,
             audio_s=(turn.last_voiced - turn.start) / CALLER_RATE,
@@ -313,7 +277,7 @@ class VoiceSession:
         )
         self.history.add_user(turn.text)
         self._note(self._room.publish_transcript("user", f"user-{self._turn_number}", turn.text, final=True))
-        self._start(_Reply(self._segment(), self._generate(measured), measured))
+        self._start(Reply(self._segment(), self._generate(measured), measured))
 
     def _cancel_answer(self) -> None:
         reply = self._stop_reply()
@@ -332,45 +296,29 @@ class VoiceSession:
         self._interrupted = reply
         self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
 
-    def _stop_reply(self) -> _Reply:
+    def _stop_reply(self) -> Reply:
         """Silence first; then nothing of the reply can come any more."""
         reply, self._reply = self._reply, None
         assert reply is not None
         assert reply.task is not None
         if reply.utterance is not None:
             silenced = self._player.interrupt(reply.utterance)
-            silenced.add_done_callback(lambda task: self._on_silenced(reply, task))
+            silenced.add_done_callback(lambda task: _note_silence(reply, task))
         reply.task.cancel()
         return reply
 
     def _resume(self) -> None:
-        """Say what is left of the interrupted reply, up to its last whole sentence if it was not all written."""
         interrupted, self._interrupted = self._interrupted, None
         assert interrupted is not None
-        written = (
-            "".join(spoken.text.shown for spoken in interrupted.utterance.phrases) if interrupted.utterance else ""
-        )
-        rest = (interrupted.text if interrupted.complete else written)[len(interrupted.shown) :]
-        reply = _Reply(
-            interrupted.segment,
-            _whole(rest),
-            interrupted.turn,
-            said=interrupted.said,
-            barge_in_ms=interrupted.barge_in_ms,
-            first_read=interrupted.first_read,
-            first_heard=interrupted.first_heard,
-            audio_s=interrupted.audio_s,
-            span=interrupted.span,
-        )
-        self._start(reply)
+        self._start(interrupted.rest())
 
     # --- replies --------------------------------------------------------------------------------------
 
-    def _start(self, reply: _Reply) -> None:
+    def _start(self, reply: Reply) -> None:
         self._reply = reply
         reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
 
-    async def _speak(self, reply: _Reply) -> None:
+    async def _speak(self, reply: Reply) -> None:
         reply.utterance = await self._player.begin()
         watch = self._group.create_task(self._watch(reply), name="reply-watch")
         failed = False
@@ -390,7 +338,7 @@ class VoiceSession:
         self._note_heard()
         self._finish(reply, reply.utterance, failed=failed)
 
-    async def _write(self, reply: _Reply, utterance: Utterance) -> None:
+    async def _write(self, reply: Reply, utterance: Utterance) -> None:
         """Every phrase is asked for as soon as the model has written it."""
         cutter = PhraseCutter(self._settings.first_phrase_chars, self._settings.phrase_chars)
 
@@ -407,7 +355,7 @@ class VoiceSession:
         reply.complete = True
         speak(cutter.finish())
 
-    async def _generate(self, turn: _Turn) -> AsyncGenerator[str, None]:
+    async def _generate(self, turn: AnsweredTurn) -> AsyncGenerator[str, None]:
         """The model's answer to the history, which is shortened until it fits."""
         settings = self._settings
         turn.asked = self._now()
@@ -431,7 +379,7 @@ class VoiceSession:
             else:
                 return
 
-    async def _watch(self, reply: _Reply) -> None:
+    async def _watch(self, reply: Reply) -> None:
         """Note when the reply begins to be heard, and show its text as it is spoken."""
         assert reply.utterance is not None
         begun = 0
@@ -443,11 +391,11 @@ class VoiceSession:
                 count = max((n for n, phrase in enumerate(phrases, 1) if phrase.heard), default=0)
                 if count > begun:
                     begun = count
-                    text = _join(reply.said, "".join(phrase.text for phrase in phrases[:count]))
+                    text = join(reply.said, "".join(phrase.text for phrase in phrases[:count]))
                     self._note(self._room.publish_transcript("agent", reply.segment, text, final=False))
             await asyncio.sleep(_WATCH_S if reply.first_heard is None else 5 * _WATCH_S)
 
-    def _finish(self, reply: _Reply, utterance: Utterance, *, failed: bool) -> None:
+    def _finish(self, reply: Reply, utterance: Utterance, *, failed: bool) -> None:
         self._keep_heard(reply, utterance)
         self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
         self._report_turn(reply, interrupted=False)
@@ -457,14 +405,10 @@ class VoiceSession:
         reply.over.set()
         self._feed(t.AnswerFinished())
 
-    def _keep_heard(self, reply: _Reply, utterance: Utterance) -> None:
+    def _keep_heard(self, reply: Reply, utterance: Utterance) -> None:
         """What was heard of ``utterance`` joins the reply and the history."""
         rate = self._inference.speech_rate
-        reply.shown = truncate_to_heard(self._player.phrases_heard(utterance), rate)
-        reply.said = _join(reply.said, reply.shown)
-        reply.audio_s += utterance.heard / rate
-        reply.first_read = reply.first_read or utterance.first_read
-        reply.first_heard = reply.first_heard or utterance.first_heard
+        reply.keep_heard(utterance, truncate_to_heard(self._player.phrases_heard(utterance), rate), rate)
         self.history.add_assistant(reply.shown.strip())
         if self._recorder is not None:
             start, end = self._recorder.end_answer()
@@ -472,39 +416,17 @@ class VoiceSession:
 
     # --- reports --------------------------------------------------------------------------------------
 
-    def _on_silenced(self, reply: _Reply, task: asyncio.Task[float]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            reply.barge_in_ms = (task.result() - reply.interrupted_at) * 1000
-
     def _report_interrupted(self) -> None:
         """An interrupted turn is reported when it is clear that it is not resumed."""
         reply, self._interrupted = self._interrupted, None
         if reply is not None:
             self._report_turn(reply, interrupted=True)
 
-    def _report_turn(self, reply: _Reply, *, interrupted: bool) -> None:
-        turn = reply.turn
-        if turn is None:
-            return
-        report = TurnReport(
-            job_id=self._job_id,
-            turn=turn.number,
-            transcript=turn.transcript,
-            reply=reply.said,
-            interrupted=interrupted,
-            audio_s=turn.audio_s,
-            endpointing_ms=(turn.decided - turn.last_voiced) * 1000,
-            stt_ms=max(0.0, turn.committed - turn.decided) * 1000,
-            ttft_ms=_ms(turn.asked, turn.first_text),
-            ttfa_ms=_ms(turn.asked, reply.first_read),
-            response_ms=_ms(turn.last_voiced, reply.first_heard),
-            reply_audio_s=reply.audio_s,
-            out_start_s=reply.span[0],
-            out_end_s=reply.span[1],
-            barge_in_ms=reply.barge_in_ms if interrupted else -1.0,
-        )
-        logger.info("turn %d: response after %.0f ms", turn.number, report.response_ms, extra=self._fields)
-        self._report(report)
+    def _report_turn(self, reply: Reply, *, interrupted: bool) -> None:
+        report = reply.report(self._job_id, interrupted=interrupted)
+        if report is not None:
+            logger.info("turn %d: response after %.0f ms", report.turn, report.response_ms, extra=self._fields)
+            self._report(report)
 
     # --- what the caller's client shows ---------------------------------------------------------------
 
@@ -531,23 +453,15 @@ class _EndedError(Exception):
     """Ends the session's task group: not a failure."""
 
 
-async def _whole(text: str) -> AsyncGenerator[str, None]:
-    if text:
-        yield text
+def _note_silence(reply: Reply, silenced: asyncio.Task[float]) -> None:
+    if not silenced.cancelled() and silenced.exception() is None:
+        reply.silent_at = silenced.result()
 
 
 def _words(result: Transcript) -> str:
     if result.no_speech_prob > _NO_SPEECH_PROB and result.avg_logprob < _NO_SPEECH_LOGPROB:
         return ""
     return result.text.strip()
-
-
-def _join(said: str, more: str) -> str:
-    return f"{said} {more.strip()}".strip()
-
-
-def _ms(since: float, until: float | None) -> float:
-    return -1.0 if until is None else (until - since) * 1000
 
 
 def _first(failure: BaseExceptionGroup[InferenceError]) -> InferenceError:

@@ -1,0 +1,118 @@
+"""One thing the agent says, from the decision to answer to its report: what is known and measured of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from host.job.audio import Utterance
+from inference.wire.supervision import TurnReport
+
+
+@dataclass(slots=True)
+class AnsweredTurn:
+    """The caller's turn that is answered. Times are monotonic seconds.
+
+    ``decided``: the turn was over; ``committed``: its transcript was at hand; ``asked``: the model was
+    asked; ``first_text``: it began to answer (None: not yet).
+    """
+
+    number: int
+    transcript: str
+    audio_s: float
+    last_voiced: float
+    decided: float
+    committed: float
+    asked: float = 0.0
+    first_text: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Reply:
+    """``source`` writes it, ``segment`` names it to the caller's client, ``turn`` is None where nothing was asked.
+
+    ``text``: all that was written (``complete``: to its end). ``said``: what was heard of it, also
+    before an interruption that it was resumed from; ``shown``: the same of this attempt alone, a
+    beginning of ``text``. ``span``: where it lies in the room's recording, in seconds. ``over`` is set
+    when nothing more of it is heard.
+    """
+
+    segment: str
+    source: AsyncGenerator[str, None]
+    turn: AnsweredTurn | None = None
+    text: str = ""
+    complete: bool = False
+    said: str = ""
+    shown: str = ""
+    utterance: Utterance | None = None
+    task: asyncio.Task[None] | None = None
+    first_read: float | None = None
+    first_heard: float | None = None
+    audio_s: float = 0.0
+    span: tuple[float, float] = (0.0, 0.0)
+    interrupted_at: float = 0.0
+    silent_at: float | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def rest(self) -> Reply:
+        """What is left to say of an interrupted reply: up to its last whole phrase if it was not all written."""
+        spoken = "".join(spoken.text.shown for spoken in self.utterance.phrases) if self.utterance else ""
+        written = self.text if self.complete else spoken
+        return Reply(
+            self.segment,
+            whole(written[len(self.shown) :]),
+            self.turn,
+            said=self.said,
+            first_read=self.first_read,
+            first_heard=self.first_heard,
+            audio_s=self.audio_s,
+            span=self.span,
+        )
+
+    def keep_heard(self, utterance: Utterance, shown: str, sample_rate: int) -> None:
+        """Its utterance is over: ``shown`` is the text of it that was heard."""
+        self.shown = shown
+        self.said = join(self.said, shown)
+        self.audio_s += utterance.heard / sample_rate
+        self.first_read = self.first_read or utterance.first_read
+        self.first_heard = self.first_heard or utterance.first_heard
+
+    def report(self, job_id: str, *, interrupted: bool) -> TurnReport | None:
+        """The turn as the supervisor is told it; None for a reply that answers nobody."""
+        turn = self.turn
+        if turn is None:
+            return None
+        return TurnReport(
+            job_id=job_id,
+            turn=turn.number,
+            transcript=turn.transcript,
+            reply=self.said,
+            interrupted=interrupted,
+            audio_s=turn.audio_s,
+            endpointing_ms=(turn.decided - turn.last_voiced) * 1000,
+            stt_ms=max(0.0, turn.committed - turn.decided) * 1000,
+            ttft_ms=_ms(turn.asked, turn.first_text),
+            ttfa_ms=_ms(turn.asked, self.first_read),
+            response_ms=_ms(turn.last_voiced, self.first_heard),
+            reply_audio_s=self.audio_s,
+            out_start_s=self.span[0],
+            out_end_s=self.span[1],
+            barge_in_ms=_ms(self.interrupted_at, self.silent_at),
+        )
+
+
+async def whole(text: str) -> AsyncGenerator[str, None]:
+    """A source that knows its text from the start."""
+    if text:
+        yield text
+
+
+def join(said: str, more: str) -> str:
+    """Two texts said one after the other."""
+    return f"{said} {more.strip()}".strip()
+
+
+def _ms(since: float, until: float | None) -> float:
+    """Milliseconds between two moments; -1 where it did not come to the second."""
+    return -1.0 if until is None else (until - since) * 1000
