@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from inference.wire.messages import ChatMessage, Role
+from inference.wire.messages import ChatMessage
 
 BYTES_PER_TOKEN = 3.5
 """Of UTF-8 text, on the low side: about 4 in English, and CJK needs about a token a character (3 bytes)."""
@@ -131,6 +131,3 @@ class ChatHistory:
 
 def _tokens(text: str) -> int:
     return MESSAGE_TOKENS + round(len(text.encode()) / BYTES_PER_TOKEN)
-
-
-__all__ = ["ChatHistory", "ChatMessage", "PhraseHeard", "Role", "truncate_to_heard"]

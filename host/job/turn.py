@@ -3,12 +3,14 @@
 Everything that decides about turns is here, and nothing but positions (samples at 16 kHz on the
 room's up clock) goes in: no wall clock, no I/O. Feed an input, perform the actions that come back::
 
-    LISTENING --speech--> USER_SPEAKING --pause--> ENDPOINTING --silence--> TRANSCRIBING --words--> THINKING
-        ^                    ^   ^--speech goes on-----'  |                    |  |                   |  |
-        |                    '---speech goes on-----------+--------------------'--+-------------------'  |
-        |<--no words----------------------------------------------------------'                       heard
-        |<--finished-------------------------------------------------------------- SPEAKING <-----------'
-                             ^--speech: barge-in-------------------------------------'
+    LISTENING --speech--> USER_SPEAKING --pause--> ENDPOINTING --silence--> TRANSCRIBING
+              TRANSCRIBING --words--> THINKING --heard--> SPEAKING --finished--> LISTENING
+
+    speech goes on   ENDPOINTING, TRANSCRIBING, THINKING --> USER_SPEAKING
+    barge-in         SPEAKING --> USER_SPEAKING
+    no words         ENDPOINTING, TRANSCRIBING --> LISTENING (SPEAKING again, if it had interrupted)
+    nothing to hear  THINKING --> LISTENING
+    a greeting       LISTENING --> SPEAKING
 
 At a pause the utterance so far is transcribed on speculation. The turn ends ``endpointing`` samples
 after the last voiced one; a result that covers it is used at once. A caller who goes on before any
