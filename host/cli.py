@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import shutil
 import signal
 import sys
@@ -32,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="[bold]Roomful[/bold] runs LiveKit voice agents on hardware you own: many rooms, one GPU (or CPU), no cloud AI."
+    help="[bold]Roomful[/bold] runs LiveKit voice agents on hardware you own: many rooms, one GPU or CPU, no cloud."
     "\n\nTry it without any server:  [bold]host talk question.wav --out answer.wav[/bold]",
 )
 models_app = typer.Typer(no_args_is_help=True, help="The model weights: what there is, fetch them, check them.")
@@ -106,8 +104,13 @@ def serve(
     url: Annotated[str | None, typer.Option("--url", help="The LiveKit server.", envvar="LIVEKIT_URL")] = None,
     api_key: Annotated[str | None, typer.Option("--api-key", help="API key.", envvar="LIVEKIT_API_KEY")] = None,
     api_secret: Annotated[
-        str | None, typer.Option("--api-secret", help="API secret (better given by the environment).",
-                                 envvar="LIVEKIT_API_SECRET", show_envvar=True)
+        str | None,
+        typer.Option(
+            "--api-secret",
+            help="API secret (better given by the environment).",
+            envvar="LIVEKIT_API_SECRET",
+            show_envvar=True,
+        ),
     ] = None,
     agent_name: Annotated[
         str | None, typer.Option("--agent-name", help="Take only jobs dispatched to this name. Default: every room.")
@@ -306,10 +309,6 @@ def _check_agent(path: Path) -> None:
         raise ConfigError(f"agent file {path}: {exc.strerror}") from exc
     except (SyntaxError, ValueError) as exc:
         raise ConfigError(f"agent file {path}: {exc}") from exc
-
-
-class _Interrupted(Exception):
-    """A signal ended the command."""
 
 
 class _DrainFirst:

@@ -241,13 +241,14 @@ def inference_environment() -> dict[str, str]:
     """The environment of the inference process.
 
     Teams of threads that spin at barriers cost a factor of thirty as soon as another process wants a
-    core, so the spin is bounded; and what the hub's client and telemetry might look up stays offline.
+    core, so the spin is bounded; and no library asks a hub or reports to its maker.
     """
     return {
         "GOMP_SPINCOUNT": "10000",
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
         "HF_HUB_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
 

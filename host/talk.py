@@ -149,4 +149,5 @@ def _seconds(path: Path) -> float:
     import wave
 
     with wave.open(str(path)) as opened:
-        return opened.getnframes() / opened.getframerate()
+        seconds: float = opened.getnframes() / opened.getframerate()
+    return seconds

@@ -25,6 +25,7 @@ from inference.engines.base import (
     FinishReason,
     GenerationFailed,
     Message,
+    PromptTooLongError,
     Sampling,
     SpeechFailed,
     SpeechOut,
@@ -163,7 +164,7 @@ class FakeLanguageModel:
         prompt = [word for m in messages for word in (f"<{m.role}>", *m.content.split())]
         room = self._context_tokens - sampling.max_tokens
         if len(prompt) > room:
-            raise EngineError(f"fake: the prompt has {len(prompt)} tokens, only {max(room, 0)} fit")
+            raise PromptTooLongError(f"fake: the prompt has {len(prompt)} tokens, only {max(room, 0)} fit")
         cached = self._cached[slot]
         shared = 0
         while shared < min(len(cached), len(prompt) - 1) and cached[shared] == prompt[shared]:

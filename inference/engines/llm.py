@@ -30,6 +30,7 @@ from inference.engines.base import (
     FinishReason,
     GenerationFailed,
     Message,
+    PromptTooLongError,
     Sampling,
     TokensOut,
 )
@@ -218,7 +219,7 @@ class LlamaLanguageModel:
         prompt = self._tokenize(messages)
         room = self._context_tokens - sampling.max_tokens - CONTEXT_MARGIN
         if len(prompt) > room:
-            raise EngineError(
+            raise PromptTooLongError(
                 f"language model: the prompt has {len(prompt)} tokens, only {max(room, 0)} fit "
                 f"(context {self._context_tokens} less max_tokens {sampling.max_tokens} and {CONTEXT_MARGIN})"
             )
