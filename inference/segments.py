@@ -57,7 +57,7 @@ class Segment:
     def create(cls, name: str) -> Segment:
         """A new, sealed segment. ``name`` shows in /proc/PID/maps. Keeps the memfd open to be passed on."""
         # The kernel takes 249 bytes without a zero in them.
-        label = f"roomful:{name}".encode(errors="replace").replace(b"\0", b"?")[:200]
+        label = f"roomful:{name}".encode(errors="replace").replace(b"\0", b"?")[:200].decode(errors="ignore")
         memfd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(memfd, SEGMENT_BYTES)
