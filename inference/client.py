@@ -302,7 +302,10 @@ class InferenceRoom:
         return self._segment.down.consumed
 
     async def wait_speech(self) -> None:
-        """Return when there is speech to read. Raises ``InferenceUnavailableError`` when none can come any more."""
+        """Return when there is speech to read. One waiter at a time.
+
+        Raises ``InferenceUnavailableError`` when none can come any more.
+        """
         loop = asyncio.get_running_loop()
         client = self._client
         # Closed here, or gone with nothing left in the ring.
