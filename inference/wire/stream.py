@@ -14,6 +14,8 @@ from inference.wire.errors import LocalProtocolError, RemoteProtocolError, SlowP
 from inference.wire.tlv import Message
 
 _READ_BYTES = 64 * 1024
+_READS_AT_ONCE = 8
+"""Then the rest of the loop has its turn: a peer that sends without a pause keeps nobody waiting."""
 _MAX_DESCRIPTORS = 8
 _MAX_WAITING_BYTES = 8 << 20
 """A peer that leaves more than this unread is cut off, so that it cannot eat this process's memory."""
@@ -76,6 +78,15 @@ class MessageStream:
             yield received
 
     def _on_readable(self) -> None:
+        # Until nothing is left, because of a socket in error (a peer that died with our bytes unread)
+        # libuv tells only once; what is not read then, the end above all, would never be noticed.
+        for _ in range(_READS_AT_ONCE):
+            if self._ended or self._paused or not self._read():
+                return
+        self._loop.call_soon(self._on_readable)
+
+    def _read(self) -> bool:
+        """Take one piece from the socket. False when there is none now."""
         descriptors: list[int] = []
         try:
             data, ancillary, _, _ = self._sock.recvmsg(
@@ -86,7 +97,7 @@ class MessageStream:
                     whole = content[: len(content) - len(content) % 4]
                     descriptors.extend(array.array("i", whole))
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             # A reset peer is a closed peer.
             data = b""
@@ -102,6 +113,7 @@ class MessageStream:
             self._paused = True
             self._loop.remove_reader(self._sock)
         self._wake.set()
+        return True
 
     # --- sending --------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 
 import pytest
@@ -21,16 +21,6 @@ from inference.wire.stream import MessageStream
 DEADLINE_S = 10.0
 Watch = Callable[[], AbstractContextManager[None]]
 INITIALIZE = s.InitializeJob("", "/socket", "token")
-
-
-@pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    """``forward_logs`` takes the root logger over; give it back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @asynccontextmanager
