@@ -103,6 +103,8 @@ _SESSION_RANGES: Mapping[str, _Range] = {
     "volume": _Range(0, 4),
     "first_phrase_chars": _Range(8, 1_000),
     "phrase_chars": _Range(8, 1_500),
+    "interrupt_after_s": _Range(0, 3_600),
+    "response_timeout_s": _Range(0, 3_600),
 }
 
 _ENVIRONMENT: Mapping[str, tuple[str, str]] = {
@@ -200,7 +202,7 @@ def _check_session(session: Mapping[str, Any], origin: str) -> None:
         if key not in known:
             raise ConfigError(f"{origin}: session.{key}: unknown key; known are {', '.join(sorted(known))}")
         allowed = _SESSION_RANGES.get(key)
-        if allowed is None or isinstance(value, bool | str):
+        if allowed is None or not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if not allowed.minimum <= value <= allowed.maximum:
             raise ConfigError(

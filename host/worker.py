@@ -18,7 +18,8 @@ from host.dispatch import PROTOCOL_VERSION, Dispatch, DispatchOptions, Permissio
 from host.errors import HostError
 from host.health import HealthServer
 from host.job.settings import SessionSettings
-from host.supervisor import RunningJob, Supervisor, SupervisorOptions
+from host.running_job import RunningJob
+from host.supervisor import Supervisor, SupervisorOptions
 from inference.wire.supervision import JobUpdate, StartJob, TurnReport
 
 logger = logging.getLogger(__name__)

@@ -157,9 +157,11 @@ class DeviceLane:
                     # Only the oldest phrase of a room may write, so that phrases come in order.
                     if room.slot in speaking:
                         continue
-                    speaking.add(room.slot)
                     self._flush(request)
-                    if request.key in self._requests and not request.outbox:
+                    if request.key not in self._requests:
+                        continue
+                    speaking.add(room.slot)
+                    if not request.outbox:
                         tasks.append(Task(Kind.TTS, request.key, request.asked, buffered_s=buffered_s))
         return choose(time.monotonic(), tasks, max_utterances=self._stt.max_batch)
 

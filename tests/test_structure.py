@@ -111,7 +111,8 @@ POWERS = (
     ),
     Power("Silero", ("torch", "silero_vad"), ("inference/engines/vad.py",), lazy=True),
     Power("Whisper", ("faster_whisper", "ctranslate2"), ("inference/engines/stt.py",), lazy=True),
-    Power("llama.cpp", ("llama_cpp", "jinja2"), ("inference/engines/llm.py",), lazy=True),
+    Power("llama.cpp", ("llama_cpp",), ("inference/engines/llm.py",), lazy=True),
+    Power("chat templates", ("jinja2",), ("inference/engines/prompt.py",), lazy=True),
     Power("Piper", ("piper", "onnxruntime"), ("inference/engines/tts.py",), lazy=True),
     Power("the model hub", ("huggingface_hub",), ("models/sources.py",), lazy=True),
 )  # fmt: skip

@@ -118,8 +118,11 @@ async def test_a_cancelled_generation_ends_and_a_new_one_begins(process: Inferen
     async with asyncio.timeout(DEADLINE_S), process.room() as room:
         first = room.generate([m.ChatMessage("user", "word " * 400)])
         first.cancel()
-        with pytest.raises(RequestFailedError, match="cancelled"):
+        # It ends either way: the model may have written its last word before the cancel was read.
+        try:
             _ = [piece async for piece in first]
+        except RequestFailedError as exc:
+            assert exc.code == "cancelled"  # noqa: PT017
         second = room.generate([m.ChatMessage("user", "again")])
         assert "".join([piece async for piece in second]) == "You said: again"
 

@@ -279,12 +279,11 @@ def test_the_fork_server_says_that_the_system_refuses_and_goes_on():
 
 
 def test_the_fork_server_has_one_thread_or_does_not_fork():
-    require_single_thread()
     leave = threading.Event()
     thread = threading.Thread(target=leave.wait, name="second")
     thread.start()
     try:
-        with pytest.raises(RuntimeError, match="2 threads"):
+        with pytest.raises(RuntimeError, match=r"\d+ threads"):
             require_single_thread()
     finally:
         leave.set()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from inference.engines.base import EngineError, EngineOptions, Message, Sampling
-from inference.engines.llm import LlamaLanguageModel, TextStream
+from inference.engines.llm import LlamaLanguageModel
+from inference.engines.prompt import TextStream
 
 
 def fed(stream: TextStream, pieces: list[bytes]) -> list[str]:
