@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -32,14 +33,16 @@ def list_table(models_dir: Path | None = None, *, profile: str | None = None, ca
     catalog = catalog or load_catalog()
     store = Store(models_dir or default_models_dir())
     models = catalog.models if profile is None else catalog.profile_models(profile)
-    table = Table(title=f"Models in {store.models_dir}" if profile is None else f"Models of {profile}")
-    for heading in ("role", "name", "licence"):
-        table.add_column(heading)
-    table.add_column("size", justify="right")
-    table.add_column("memory", justify="right")
-    table.add_column("source", overflow="fold")
-    table.add_column("profiles")
-    table.add_column("state")
+    title = f"Models in {store.models_dir}" if profile is None else f"Models of {profile}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # Narrow enough for a terminal of 80 columns; the pinned sources are in the catalogue.
+    table.add_column("role", no_wrap=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("licence", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("from", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     for model in models:
         table.add_row(
             model.role,
@@ -47,8 +50,7 @@ def list_table(models_dir: Path | None = None, *, profile: str | None = None, ca
             model.licence,
             decimal(model.size_bytes) if model.files else "-",
             f"{model.memory_mb} MiB",
-            Text(str(model.source)),
-            ", ".join(catalog.profiles_with(model)),
+            Text(str(model.source).partition(" ")[0]),
             _state(store.glance(model)),
         )
     return table
@@ -57,19 +59,18 @@ def list_table(models_dir: Path | None = None, *, profile: str | None = None, ca
 def profiles_table(*, catalog: Catalog | None = None) -> Table:
     """Every profile: what it is for, what it downloads in bytes, what it holds in memory in MiB."""
     catalog = catalog or load_catalog()
-    table = Table(title="Profiles")
-    for heading in ("profile", "for", "stt", "llm", "tts"):
-        table.add_column(heading)
-    table.add_column("size", justify="right")
-    table.add_column("memory", justify="right")
+    table = Table(title="Profiles", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("profile")
+    table.add_column("for")
+    table.add_column("models", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
     for name, profile in catalog.profiles.items():
         models = catalog.profile_models(name)
         table.add_row(
             Text(f"{name} (default)" if name == catalog.default_profile else name),
             Text(profile.description),
-            Text(profile.stt),
-            Text(profile.llm),
-            Text(profile.tts),
+            Text("\n".join((profile.stt, profile.llm, profile.tts))),
             decimal(sum(model.size_bytes for model in models)),
             f"{sum(model.memory_mb for model in models)} MiB",
         )
@@ -79,7 +80,7 @@ def profiles_table(*, catalog: Catalog | None = None) -> Table:
 def verify_table(results: Iterable[FileResult]) -> Table:
     """One row a file: its state, and for a bad one what was expected and what was found."""
     table = Table(title="Model files")
-    table.add_column("role")
+    table.add_column("role", no_wrap=True)
     table.add_column("file")
     table.add_column("size", justify="right")
     table.add_column("state")

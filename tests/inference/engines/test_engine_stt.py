@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from word_errors import plain, word_errors
 
 from inference.engines.base import Audio, EngineError, EngineOptions, Transcription, Utterance
 from inference.engines.stt import WhisperSpeechToText
+from tests.word_errors import plain, word_errors
 
 pytestmark = pytest.mark.models
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from word_errors import plain
 
 from inference.engines.base import (
     SAMPLE_RATE,
@@ -21,6 +20,7 @@ from inference.engines.base import (
 from inference.engines.stt import WhisperSpeechToText
 from inference.engines.tts import PiperTextToSpeech
 from inference.engines.vad import SileroVoiceActivity
+from tests.word_errors import plain
 
 pytestmark = pytest.mark.models
 
