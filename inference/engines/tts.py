@@ -61,6 +61,7 @@ class PiperTextToSpeech:
             import piper
         except (ImportError, OSError) as exc:
             raise EngineError(f"text to speech: cannot load piper: {exc}") from exc
+        onnxruntime.disable_telemetry_events()
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = options.threads
         session_options.inter_op_num_threads = 1
