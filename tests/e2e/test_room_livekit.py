@@ -256,7 +256,7 @@ async def test_waiting_for_a_named_caller_and_a_room_that_is_deleted(livekit: Li
 
 
 async def test_rooms_that_were_left_leave_nothing(livekit: LiveKitServer, room_name: str) -> None:
-    async def visit(number: int) -> tuple[int, int]:
+    async def visit(number: int) -> None:
         name = f"{room_name}-{number}"
         async with agent_in(livekit, name) as room, caller_in(livekit, name) as caller:
             await room.wait_for_participant()
@@ -267,11 +267,15 @@ async def test_rooms_that_were_left_leave_nothing(livekit: LiveKitServer, room_n
             await caller.wait(lambda: bool(caller.shown), 10, "the transcript")
             await until(lambda: len(listener.pcm) > 0, 10, "the caller")
         await listener.task
+
+    def held() -> tuple[int, int]:
         return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
-    # The first visits start the native side's own threads.
-    visits = [await visit(number) for number in range(6)]
-    descriptors, threads = zip(*visits[2:], strict=True)
-    assert max(descriptors) - min(descriptors) <= 2, visits
-    assert max(threads) - min(threads) <= 4, visits
+    # The first visits start the native side's own threads, and what a visit held may be given back late.
+    for number in range(3):
+        await visit(number)
+    descriptors, threads = held()
+    for number in range(3, 9):
+        await visit(number)
+    await until(lambda: held()[0] <= descriptors + 2 and held()[1] <= threads + 4, 15, "what six visits held")
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
