@@ -13,10 +13,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from models.store import FileResult
+
+class Problem(Protocol):
+    """A file that is not what the catalogue says: where it is, and what is wrong with it in words."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or should be."""
+
+    def describe(self) -> str:
+        """What was expected and what was found."""
 
 
 class ModelError(Exception):
@@ -42,7 +51,7 @@ class ModelFilesError(ModelError):
     ``problems``: one result per bad file (path, expected, found). ``command``: what fetches them again.
     """
 
-    def __init__(self, problems: Sequence[FileResult], command: str) -> None:
+    def __init__(self, problems: Sequence[Problem], command: str) -> None:
         lines = [f"  {result.path}: {result.describe()}" for result in problems]
         super().__init__("\n".join(["model files cannot be used:", *lines, f"fetch them with: {command}"]))
         self.problems = tuple(problems)

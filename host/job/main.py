@@ -20,7 +20,7 @@ from types import ModuleType
 import uvloop
 from livekit.protocol.agent import Job
 
-from host.job import agent as builtin_agent
+from host.job import builtin_agent
 from host.job.context import JobContext, JobInfo, JobProcess, run_job
 from host.job.room import Room
 from host.job.room_livekit import LiveKitRoom
