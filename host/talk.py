@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import wave
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,17 +83,16 @@ async def hold(
             screen.print(f"The caller speaks: {len(conversation.waves)} turn(s), {seconds:.1f} s, in real time.")
 
     began = time.monotonic()
-    with status.status("starting") as spinner:
+    async with AsyncExitStack() as stack:
+        with status.status("starting") as spinner:
 
-        def say(text: str) -> None:
-            if status.is_terminal:
-                spinner.update(text)
-            else:
-                status.print(text)
+            def say(text: str) -> None:
+                if status.is_terminal:
+                    spinner.update(text)
+                else:
+                    status.print(text)
 
-        supervisor = Supervisor(options, on_progress=say)
-        await supervisor.__aenter__()
-    try:
+            supervisor = await stack.enter_async_context(Supervisor(options, on_progress=say))
         if not as_json:
             screen.print(f"Ready after {time.monotonic() - began:.1f} s.")
         job = await supervisor.launch(
@@ -108,8 +109,6 @@ async def hold(
             on_turn=on_turn,
         )
         result = await job.wait()
-    finally:
-        await supervisor.__aexit__(None, None, None)
     if result.status != "success":
         raise ConversationError(f"the conversation failed: {result.error}")
     answered = [turn for turn in turns if turn.transcript and turn.reply_audio_s > 0]
@@ -146,8 +145,6 @@ def _as_panel(turn: TurnReport) -> Panel:
 
 
 def _seconds(path: Path) -> float:
-    import wave
-
     with wave.open(str(path)) as opened:
         seconds: float = opened.getnframes() / opened.getframerate()
     return seconds
