@@ -38,6 +38,21 @@ def job_processes() -> set[int]:
     return pids
 
 
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _remember_others() -> None:
+    """What runs below this process before the test is not the test's: a server that other tests share."""
+    _others.clear()
+    _others.update(child.pid for child in psutil.Process().children(recursive=True))
+
+
+def own_children() -> list[psutil.Process]:
+    """Processes below this one that were not there when the test began."""
+    return [child for child in psutil.Process().children(recursive=True) if child.pid not in _others]
+
+
 def descendant(module: str) -> psutil.Process:
     """The child of this process that runs ``module``."""
     (found,) = (process for process in psutil.Process().children() if module in process.cmdline())

@@ -16,7 +16,7 @@ import pytest
 from host.errors import ConfigError, DeviceError, HostError, InferenceError
 from host.supervisor import Supervisor
 from inference.wire import supervision as s
-from tests.host.processes.conftest import DEADLINE_S, descendant, eventually, job_processes, start
+from tests.host.processes.conftest import DEADLINE_S, descendant, eventually, job_processes, own_children, start
 
 pytestmark = pytest.mark.processes
 
@@ -378,7 +378,7 @@ async def test_a_wrong_agent_file_is_named_with_its_line(options, agent, message
     with pytest.raises(ConfigError, match=message):
         async with Supervisor(options(agent)):
             pytest.fail("it came up")
-    assert psutil.Process().children() == []
+    assert own_children() == []
     assert open_descriptors() == before
 
 
@@ -413,7 +413,7 @@ async def test_an_inference_process_that_refuses_gives_its_reason_and_exit_code(
         async with supervisor:
             pytest.fail("it came up")
     assert progress == ["looking for the device"]
-    assert psutil.Process().children() == []
+    assert own_children() == []
 
 
 async def test_an_inference_process_that_dies_before_it_is_ready_is_not_tried_again(options):
@@ -428,7 +428,7 @@ async def test_an_inference_process_that_takes_too_long_is_killed(options):
     with pytest.raises(InferenceError, match=r"it was not ready within 0.5 s"):
         async with Supervisor(options(inference_initialize_timeout=0.5), inference_command=command):
             pytest.fail("it came up")
-    assert psutil.Process().children() == []
+    assert own_children() == []
 
 
 # --- resident processes that die ----------------------------------------------------------------
@@ -484,7 +484,7 @@ async def test_nothing_is_left_after_the_stop(options, updates, run_dir):
         await eventually(lambda: updates.statuses == ["running"])
     assert (await job.wait()).status == "success"
     assert updates.statuses == ["running", "success"]
-    assert psutil.Process().children(recursive=True) == []
+    assert own_children() == []
     assert open_descriptors() == before
     assert sorted(path.name for path in run_dir.iterdir()) == ["agent.py"]
     assert len(asyncio.all_tasks()) == 1
@@ -516,7 +516,7 @@ async def test_a_cancelled_host_stops_in_order(options, updates):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert updates.statuses[-1] == "success"
-    assert psutil.Process().children(recursive=True) == []
+    assert own_children() == []
     assert open_descriptors() == before
 
 
@@ -543,7 +543,7 @@ async def test_a_host_cancelled_twice_kills_what_is_left(options, updates):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
-    assert psutil.Process().children(recursive=True) == []
+    assert own_children() == []
     assert open_descriptors() == before
 
 
@@ -563,7 +563,7 @@ async def test_a_report_that_nobody_takes_does_not_hold_the_stop(options, monkey
         stopping_since = time.monotonic()
     assert time.monotonic() - stopping_since < DEADLINE_S / 2
     assert (await job.wait()).status == "success"
-    assert psutil.Process().children(recursive=True) == []
+    assert own_children() == []
 
 
 async def test_an_error_in_the_body_comes_out_as_it_is(options):
