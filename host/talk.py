@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-import wave
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.text import Text
 from host.errors import ConfigError, ConversationError
 from host.job.room_local import check_waves
 from host.job.settings import SessionSettings
+from host.job.waves import read_wave
 from host.supervisor import Supervisor, SupervisorOptions
 from inference.wire.supervision import JobUpdate, StartJob, TurnReport
 
@@ -145,6 +145,5 @@ def _as_panel(turn: TurnReport) -> Panel:
 
 
 def _seconds(path: Path) -> float:
-    with wave.open(str(path)) as opened:
-        seconds: float = opened.getnframes() / opened.getframerate()
-    return seconds
+    samples, rate = read_wave(str(path))
+    return len(samples) / rate
