@@ -131,7 +131,7 @@ SUPERVISION = Protocol(
         (Role.SERVER, State.OPENING): {s.Ready: State.IDLE, s.InitializeFailed: State.CLOSED}
         | _stay(State.OPENING, s.Progress, *_ALIVE_CHILD),
         (Role.CLIENT, State.IDLE): {s.StartJob: State.OPEN} | _stay(State.IDLE, *_ALIVE_PARENT),
-        (Role.SERVER, State.IDLE): _stay(State.IDLE, *_ALIVE_CHILD),
+        (Role.SERVER, State.IDLE): _stay(State.IDLE, s.InferenceReport, *_ALIVE_CHILD),
         (Role.CLIENT, State.OPEN): _stay(State.OPEN, s.JobUpdateAck, *_ALIVE_PARENT),
         (Role.SERVER, State.OPEN): _stay(State.OPEN, s.JobUpdate, s.TurnReport, *_ALIVE_CHILD),
     },

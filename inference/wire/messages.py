@@ -94,7 +94,8 @@ class Listen(Message):
 
     ``activation``: speech probability at which speech starts (silence below ``activation - 0.15``).
     ``min_speech_ms``: speech shorter than this is not reported. ``pause_ms``: silence after which
-    ``SpeechPaused`` is sent. ``min_silence_ms``: silence after which ``SpeechEnded`` is sent.
+    ``SpeechPaused`` is sent. ``min_silence_ms``: silence after which ``SpeechEnded`` is sent. ``start``:
+    where detection begins (up clock), for a room that attaches again; -1 is with what comes from now on.
     """
 
     enabled: bool = tag(1)
@@ -102,6 +103,7 @@ class Listen(Message):
     min_speech_ms: int = tag(3, default=64, minimum=0, maximum=5_000)
     pause_ms: int = tag(4, default=96, minimum=32, maximum=5_000)
     min_silence_ms: int = tag(5, default=256, minimum=32, maximum=10_000)
+    start: int = tag(6, default=-1, minimum=-1)
 
 
 @message(21)

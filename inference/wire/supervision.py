@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from inference.wire.tlv import Message, message, tag
+from inference.wire.tlv import Message, Struct, declare, message, tag
 
 JobStatus = Literal["running", "success", "failed"]
 
@@ -72,6 +72,8 @@ class InitializeInference(Message):
     log_level: str = tag(13, default="INFO")
     engines: Literal["real", "fake"] = tag(14, default="real")
     llm_threads: int = tag(15, default=1, minimum=1)
+    stacks_file: str = tag(16, default="")
+    """Where the stacks go on SIGUSR1; "" is standard error."""
 
 
 @message(211)
@@ -79,13 +81,18 @@ class InitializeInference(Message):
 class InitializeJob(Message):
     """Supervisor → job process, first: import the agent, run its prewarm, report ``Ready``.
 
-    ``agent_file``: path of the user's Python file, "" for the built-in agent.
+    ``entrypoint`` and ``prewarm`` ("" for none) name functions of the user's code: ``file.py:function`` or
+    ``package.module:function``. ``import_path``: folders to look for modules in, before the usual ones.
+    ``stacks_file``: where the stacks go on SIGUSR1; "" is standard error.
     """
 
-    agent_file: str = tag(1)
+    entrypoint: str = tag(1)
     inference_socket: str = tag(2)
     inference_token: str = tag(3, maximum=128)
     log_level: str = tag(4, default="INFO")
+    prewarm: str = tag(5, default="")
+    import_path: tuple[str, ...] = tag(6, default=())
+    stacks_file: str = tag(7, default="")
 
 
 @message(212)
@@ -144,6 +151,53 @@ class LogLine(Message):
     fields: str = tag(5, default="{}")
 
 
+# --- how inference does ---------------------------------------------------------------------------
+
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+"""Upper bounds of ``StageReport.batch_sizes``; one more count is for all above."""
+LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds, in seconds, of ``StageReport.latencies``; one more count is for all above."""
+
+
+@declare
+@dataclass(frozen=True, slots=True)
+class StageReport(Struct):
+    """One stage since the process started. ``waiting``: requests that have not ended, now.
+
+    ``requests``: how many were begun; ``late``: how many of them began later than their listener would
+    notice. ``quanta``: batches run; ``busy_s``: device time of them. ``batch_sizes``: quanta by size, in
+    ``BATCH_BUCKETS``. ``latencies``, ``latency_sum_s``: requests by the time from asked to ended, in
+    ``LATENCY_BUCKETS_S``. Counts are of their own bucket, not cumulative over buckets.
+    """
+
+    stage: Literal["stt", "llm", "tts"] = tag(1)
+    waiting: int = tag(2, minimum=0)
+    requests: int = tag(3, minimum=0)
+    late: int = tag(4, minimum=0)
+    quanta: int = tag(5, minimum=0)
+    busy_s: float = tag(6)
+    batch_sizes: tuple[int, ...] = tag(7, default=())
+    latencies: tuple[int, ...] = tag(8, default=())
+    latency_sum_s: float = tag(9, default=0.0)
+
+
+@message(215)
+@dataclass(frozen=True, slots=True)
+class InferenceReport(Message):
+    """Inference → supervisor, every second while it serves.
+
+    ``busy``: share of the last interval in which the device lane worked, 0 to 1. ``pressure``: share of
+    the requests of about the last 10 s that began late, 0 to 1.
+    """
+
+    device: str = tag(1)
+    rooms: int = tag(2, minimum=0)
+    max_rooms: int = tag(3, minimum=1)
+    busy: float = tag(4, minimum=0.0, maximum=1.0)
+    pressure: float = tag(5, minimum=0.0, maximum=1.0)
+    stages: tuple[StageReport, ...] = tag(6, default=())
+
+
 # --- one job ------------------------------------------------------------------------------------
 
 
@@ -154,6 +208,8 @@ class StartJob(Message):
 
     ``transport`` "livekit": join ``url`` with ``token``. "local": play ``waves`` as the caller's turns
     and write the agent's speech to ``out`` (and both sides to ``record``, when given).
+    ``identity``, ``name``, ``metadata``, ``attributes`` (a JSON object of strings): who the agent is in the
+    room, as the request was accepted. ``worker_id``: the registration that the job came by.
     """
 
     job_id: str = tag(1)
@@ -167,6 +223,10 @@ class StartJob(Message):
     out: str = tag(9, default="")
     record: str = tag(10, default="")
     settings: str = tag(11, default="{}")
+    worker_id: str = tag(12, default="")
+    name: str = tag(13, default="")
+    metadata: str = tag(14, default="")
+    attributes: str = tag(15, default="{}")
 
 
 @message(231)
