@@ -3,33 +3,56 @@
 The only module that reads environment variables:
 
     LIVEKIT_URL  LIVEKIT_API_KEY  LIVEKIT_API_SECRET  LIVEKIT_AGENT_NAME   as every LiveKit worker
+    LIVEKIT_DEV_MODE     development: the defaults of development, and a signal does not wait for rooms
+    LIVEKIT_LOG_LEVEL    the least level that is logged
+    NUM_CPUS             how many CPUs count as this host's, where the system cannot tell
     ROOMFUL_CONFIG       configuration file (default: ./roomful.toml where there is one)
     ROOMFUL_MODELS_DIR   folder of the model weights
+
+``host/prepare.py`` says what it means for the processes.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from host.convert import convert
 from host.errors import ConfigError
 from host.job.settings import SessionSettings
-from inference.wire.supervision import InitializeInference
-from models.catalog import ResolvedProfile
+from host.options import (
+    BUILT_IN_AGENT,
+    DEFAULT_LOG_LEVEL,
+    DEV_LOG_LEVEL,
+    JobExecutorType,
+    WorkerOptions,
+    WorkerPermissions,
+    WorkerType,
+)
+
+if TYPE_CHECKING:
+    from host.agent_file import AgentFunctions
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-Positive = Annotated[int, Meta(ge=1)]
+LogFormat = Literal["auto", "json", "text"]
+TrackSource = Literal["CAMERA", "MICROPHONE", "SCREEN_SHARE", "SCREEN_SHARE_AUDIO"]
+Megabytes = Annotated[float, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
+Interval = Annotated[float, Meta(gt=0)]
 
 DEFAULT_FILE = "roomful.toml"
 CPU_ROOMS = 4
+
+# The defaults of a worker stand in WorkerOptions and nowhere else.
+_WORKER = WorkerOptions(entrypoint_fnc=BUILT_IN_AGENT)
+_PERMISSIONS = WorkerPermissions()
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,42 +67,82 @@ class ModelsConfig(_Section, frozen=True):
 
 
 class InferenceConfig(_Section, frozen=True):
-    """``[inference]``. ``threads`` and ``llm_threads`` 0: chosen from the cores that are there."""
+    """``[inference]``. ``threads`` and ``llm_threads`` 0: chosen from the cores that are there.
+
+    ``memory_budget_mb``: what the inference process may take on a CPU, in MB, 0 for no budget; its
+    use of it is a part of the load.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     llm_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     max_rooms: Annotated[int, Meta(ge=1, le=255)] = CPU_ROOMS
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
+    memory_budget_mb: Megabytes = 0.0
     initialize_timeout: Seconds = 300.0
     engines: Literal["real", "fake"] = "real"
 
 
-class WorkerConfig(_Section, frozen=True):
-    """``[worker]``: names and meanings as LiveKit's worker options; times in seconds."""
+class PermissionsConfig(_Section, frozen=True):
+    """``[worker.permissions]``: ``WorkerPermissions``."""
 
-    ws_url: str = ""
-    api_key: str = ""
-    api_secret: str = ""
-    agent_name: str = ""
-    load_threshold: Annotated[float, Meta(gt=0)] = 0.7
-    max_retry: Annotated[int, Meta(ge=0)] = 16
-    drain_timeout: Seconds = 1800.0
-    num_idle_processes: Annotated[int, Meta(ge=0, le=256)] = 1
-    initialize_process_timeout: Seconds = 10.0
-    shutdown_process_timeout: Seconds = 60.0
-    host: str = ""
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8081
+    can_publish: bool = _PERMISSIONS.can_publish
+    can_subscribe: bool = _PERMISSIONS.can_subscribe
+    can_publish_data: bool = _PERMISSIONS.can_publish_data
+    can_update_metadata: bool = _PERMISSIONS.can_update_metadata
+    can_publish_sources: tuple[TrackSource, ...] = ()
+    hidden: bool = _PERMISSIONS.hidden
+
+
+class WorkerConfig(_Section, frozen=True):
+    """``[worker]``: the ``WorkerOptions`` that are no functions. None: the default of the mode."""
+
+    ws_url: str = _WORKER.ws_url
+    api_key: str = _WORKER.api_key
+    api_secret: str = _WORKER.api_secret
+    agent_name: str = _WORKER.agent_name
+    worker_type: WorkerType = _WORKER.worker_type
+    permissions: PermissionsConfig = PermissionsConfig()
+    max_retry: Annotated[int, Meta(ge=0)] = _WORKER.max_retry
+    max_jobs: Annotated[int, Meta(ge=1)] | None = _WORKER.max_jobs
+    load_threshold: Annotated[float, Meta(gt=0)] | None = _WORKER.load_threshold
+    job_executor_type: JobExecutorType = _WORKER.job_executor_type
+    job_memory_warn_mb: Megabytes = _WORKER.job_memory_warn_mb
+    job_memory_limit_mb: Megabytes = _WORKER.job_memory_limit_mb
+    num_idle_processes: Annotated[int, Meta(ge=0, le=256)] | None = _WORKER.num_idle_processes
+    initialize_process_timeout: Seconds = _WORKER.initialize_process_timeout
+    shutdown_process_timeout: Seconds = _WORKER.shutdown_process_timeout
+    drain_timeout: Seconds = _WORKER.drain_timeout
+    ping_interval: Interval = _WORKER.ping_interval
+    ping_timeout: Interval = _WORKER.ping_timeout
+    high_ping_threshold: Interval = _WORKER.high_ping_threshold
+    host: str = _WORKER.host
+    port: Annotated[int, Meta(ge=0, le=65535)] | None = _WORKER.port
+    dev: bool = _WORKER.dev
 
 
 class Config(_Section, frozen=True):
-    """Everything, as one tree; the same tree as the file's."""
+    """Everything, as one tree; the same tree as the file's.
+
+    ``log_level`` None: the default of the mode. ``log_format`` "auto": JSON in production, text in
+    development and on a terminal. ``num_cpus`` 0: as many as the system says.
+    """
 
     models: ModelsConfig = ModelsConfig()
     inference: InferenceConfig = InferenceConfig()
     worker: WorkerConfig = WorkerConfig()
     session: SessionSettings = SessionSettings()
-    log_level: LogLevel = "INFO"
+    log_level: LogLevel | None = None
+    log_format: LogFormat = "auto"
+    num_cpus: Annotated[float, Meta(ge=0, le=4096)] = 0.0
+
+    def cores(self) -> int:
+        """How many CPUs this process may use, at least 1."""
+        return max(1, math.ceil(self.num_cpus)) if self.num_cpus else len(os.sched_getaffinity(0))
+
+    def effective_log_level(self) -> str:
+        """``log_level``, or the default of the mode."""
+        return self.log_level or (DEV_LOG_LEVEL if self.worker.dev else DEFAULT_LOG_LEVEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +170,36 @@ _SESSION_RANGES: Mapping[str, _Range] = {
     "response_timeout_s": _Range(0, 3_600),
 }
 
-_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
-    "LIVEKIT_URL": ("worker", "ws_url"),
-    "LIVEKIT_API_KEY": ("worker", "api_key"),
-    "LIVEKIT_API_SECRET": ("worker", "api_secret"),
-    "LIVEKIT_AGENT_NAME": ("worker", "agent_name"),
-    "ROOMFUL_MODELS_DIR": ("models", "dir"),
+
+@dataclass(frozen=True, slots=True)
+class _Variable:
+    """Where the value of an environment variable goes ("" is the top level), and what it must be."""
+
+    section: str
+    key: str
+    kind: type[str | bool | float] = str
+
+    def read(self, name: str, text: str) -> str | bool | float:
+        try:
+            return msgspec.convert(text, self.kind, strict=False)
+        except msgspec.ValidationError as exc:
+            allowed = "1, 0, true or false" if self.kind is bool else "a number"
+            raise ConfigError(f"environment variable {name} = {text!r}: allowed is {allowed}") from exc
+
+
+_ENVIRONMENT: Mapping[str, _Variable] = {
+    "LIVEKIT_URL": _Variable("worker", "ws_url"),
+    "LIVEKIT_API_KEY": _Variable("worker", "api_key"),
+    "LIVEKIT_API_SECRET": _Variable("worker", "api_secret"),
+    "LIVEKIT_AGENT_NAME": _Variable("worker", "agent_name"),
+    "LIVEKIT_DEV_MODE": _Variable("worker", "dev", bool),
+    "LIVEKIT_LOG_LEVEL": _Variable("", "log_level"),
+    "NUM_CPUS": _Variable("", "num_cpus", float),
+    "ROOMFUL_MODELS_DIR": _Variable("models", "dir"),
 }
+
+_FLAGS: Mapping[tuple[str, str], str] = {("worker", "ws_url"): "--url", ("models", "dir"): "--models-dir"}
+"""Flags that are not called as their key."""
 
 
 def load_config(path: Path | None = None, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
@@ -122,121 +208,62 @@ def load_config(path: Path | None = None, flags: Mapping[str, Mapping[str, Any]]
     Raises ``ConfigError`` naming the file (or the variable or flag), the key, the value and what is allowed.
     """
     tree: dict[str, Any] = {}
-    origin: dict[tuple[str, str], str] = {}
+    origins: dict[str, str] = {}
+
+    def put(section: str, key: str, value: object, origin: str) -> None:
+        if section:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[key] = value
+        origins[f"{section}.{key}" if section else key] = origin
+
     file = path or _default_file()
     if file is not None:
         tree = _read(file)
-        _convert(tree, str(file))
-    for variable, (section, key) in _ENVIRONMENT.items():
-        if value := os.environ.get(variable):
-            tree.setdefault(section, {})[key] = value
-            origin[section, key] = f"environment variable {variable}"
+        _convert(tree, {}, str(file))
+    for name, variable in _ENVIRONMENT.items():
+        if text := os.environ.get(name):
+            value = variable.read(name, text.upper() if variable.key == "log_level" else text)
+            put(variable.section, variable.key, value, f"environment variable {name}")
     for section, values in (flags or {}).items():
         for key, value in values.items():
-            if value is None:
-                continue
-            if section:
-                tree.setdefault(section, {})[key] = value
-            else:
-                tree[key] = value
-            origin[section, key] = f"--{key.replace('_', '-')}"
-    return _convert(tree, ", ".join(dict.fromkeys(origin.values())) or "configuration")
+            if value is not None:
+                put(section, key, value, _FLAGS.get((section, key), f"--{key.replace('_', '-')}"))
+    return _convert(tree, origins, str(file or "configuration"))
 
 
-def _default_file() -> Path | None:
-    if name := os.environ.get("ROOMFUL_CONFIG"):
-        return Path(name)
-    return Path(DEFAULT_FILE) if Path(DEFAULT_FILE).is_file() else None
+def worker_options(config: Config, functions: AgentFunctions) -> WorkerOptions:
+    """What the configuration and the agent file say, as the options of a worker."""
+    worker = config.worker
+    return WorkerOptions(
+        entrypoint_fnc=functions.entrypoint,
+        request_fnc=functions.request_fnc or None,
+        prewarm_fnc=functions.prewarm or None,
+        load_fnc=functions.load_fnc or None,
+        permissions=WorkerPermissions(**msgspec.structs.asdict(worker.permissions)),
+        log_level=config.log_level,
+        session=config.session,
+        **{key: value for key, value in msgspec.structs.asdict(worker).items() if key != "permissions"},
+    )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        decoded = msgspec.toml.decode(path.read_bytes())
-    except OSError as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
-    except msgspec.DecodeError as exc:
-        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
-    assert isinstance(decoded, dict)
-    return decoded
-
-
-def _convert(tree: Mapping[str, Any], origin: str) -> Config:
-    session = tree.get("session")
-    if isinstance(session, dict):
-        _check_session(session, origin)
-    try:
-        return msgspec.convert(tree, Config)
-    except msgspec.ValidationError as exc:
-        what, _, where = str(exc).partition(" - at ")
-        key = where.strip("`").removeprefix("$.")
-        value = _lookup(tree, key)
-        given = f" = {value!r}" if value is not _MISSING else ""
-        raise ConfigError(f"{origin}: {key or 'top level'}{given}: {_explain(what, key)}") from exc
-
-
-def _explain(what: str, key: str) -> str:
-    """msgspec's sentence, with the choices where it only says that the value is none of them."""
-    what = what[:1].lower() + what[1:]
-    if not what.startswith("invalid enum value"):
-        return what
-    hint: Any = Config
-    for part in key.split("."):
-        hint = get_type_hints(hint)[part]
-    return f"allowed are {', '.join(get_args(hint))}"
-
-
-_MISSING = object()
-
-
-def _lookup(tree: Any, key: str) -> Any:
-    for part in key.split(".") if key else ():
-        if not isinstance(tree, Mapping) or part not in tree:
-            return _MISSING
-        tree = tree[part]
-    return _MISSING if isinstance(tree, Mapping) else tree
-
-
-def _check_session(session: Mapping[str, Any], origin: str) -> None:
-    known = {field.name for field in fields(SessionSettings)}
-    for key, value in session.items():
-        if key not in known:
-            raise ConfigError(f"{origin}: session.{key}: unknown key; known are {', '.join(sorted(known))}")
-        allowed = _SESSION_RANGES.get(key)
-        if allowed is None or not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        if not allowed.minimum <= value <= allowed.maximum:
-            raise ConfigError(
-                f"{origin}: session.{key} = {value!r}: allowed is {allowed.minimum:g} to {allowed.maximum:g}"
-            )
-
-
-# --- what the configuration means for the processes -----------------------------------------------
+def check_options(options: WorkerOptions) -> None:
+    """Refuse what the configuration would refuse, whoever made them. Raises ``ConfigError`` naming the option."""
+    _check_session(asdict(options.session), "WorkerOptions")
+    given = {key: getattr(options, key) for key in WorkerConfig.__struct_fields__}
+    given["permissions"] = {key: getattr(options.permissions, key) for key in PermissionsConfig.__struct_fields__}
+    tree = {"worker": given, "log_level": options.log_level}
+    _convert(tree, {}, "WorkerOptions")
+    if options.ping_timeout <= options.ping_interval:
+        raise ConfigError(
+            f"WorkerOptions: worker.ping_timeout = {options.ping_timeout:g}: "
+            f"allowed is more than worker.ping_interval, which is {options.ping_interval:g}"
+        )
 
 
 def models_dir(config: Config) -> Path | None:
     """Where the weights are, or None for the package's own folder."""
     return Path(config.models.dir).expanduser() if config.models.dir else None
-
-
-def inference_settings(config: Config, profile: ResolvedProfile, runtime_dir: Path) -> InitializeInference:
-    """The inference process's settings; its socket lies in ``runtime_dir`` (private to this user)."""
-    return InitializeInference(
-        socket_path=str(runtime_dir / "inference.sock"),
-        token=secrets.token_urlsafe(32),
-        device=config.inference.device,
-        threads=config.inference.threads or _cores(),
-        llm_threads=config.inference.llm_threads or max(1, _cores() - 1),
-        max_rooms=config.inference.max_rooms,
-        context_tokens=config.inference.context_tokens,
-        stt_name=profile.stt.model.name,
-        stt_path=str(profile.stt.path),
-        llm_name=profile.llm.model.name,
-        llm_path=str(profile.llm.path),
-        tts_name=profile.tts.model.name,
-        tts_path=str(profile.tts.path),
-        log_level=config.log_level,
-        engines=config.inference.engines,
-    )
 
 
 def inference_environment() -> dict[str, str]:
@@ -260,5 +287,42 @@ def job_environment() -> dict[str, str]:
     return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _default_file() -> Path | None:
+    if name := os.environ.get("ROOMFUL_CONFIG"):
+        return Path(name)
+    return Path(DEFAULT_FILE) if Path(DEFAULT_FILE).is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        decoded = msgspec.toml.decode(path.read_bytes())
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except msgspec.DecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+    assert isinstance(decoded, dict)
+    return decoded
+
+
+def _convert(tree: Mapping[str, Any], origins: Mapping[str, str], rest: str) -> Config:
+    session = tree.get("session")
+    if isinstance(session, dict):
+        _check_session(session, rest)
+    return convert(tree, Config, origins, rest)
+
+
+def _check_session(session: Mapping[str, Any], origin: str) -> None:
+    known = {field.name for field in fields(SessionSettings)}
+    for key, value in session.items():
+        if key not in known:
+            raise ConfigError(f"{origin}: session.{key}: unknown key; known are {', '.join(sorted(known))}")
+        allowed = _SESSION_RANGES.get(key)
+        if allowed is None or not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not allowed.minimum <= value <= allowed.maximum:
+            raise ConfigError(
+                f"{origin}: session.{key} = {value!r}: allowed is {allowed.minimum:g} to {allowed.maximum:g}"
+            )
