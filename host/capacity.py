@@ -23,6 +23,26 @@ _HIGHEST_AVAILABLE_LOAD = SERVER_TARGET_LOAD - 0.01
 
 
 @dataclass(frozen=True, slots=True)
+class LoadParts:
+    """What the host's load is made of, each from 0 to 1."""
+
+    cpu: float = 0.0
+    memory: float = 0.0
+    pressure: float = 0.0
+    jobs: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The load: the largest part."""
+        return max(self.cpu, self.memory, self.pressure, self.jobs)
+
+    @property
+    def largest(self) -> str:
+        """The name of the largest part."""
+        return max(("cpu", "memory", "pressure", "jobs"), key=lambda name: float(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What the server is told: ``load`` from 0 to 1 on the server's scale, ``job_count`` running rooms."""
 
