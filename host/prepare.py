@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from host.config import Config, check_options, inference_environment, job_enviro
 from host.errors import ConfigError, ModelsError
 from host.job.functions import import_path, reference_of
 from host.options import WorkerOptions
+from host.runtime_dir import runtime_dir
 from host.supervisor import SupervisorOptions
 from inference.wire.supervision import InitializeInference
 
@@ -35,16 +34,15 @@ def prepared(config: Config, options: WorkerOptions) -> Iterator[SupervisorOptio
     profile = verified_models(config)
     assert options.num_idle_processes is not None
     assert options.log_level is not None
-    runtime_dir = Path(tempfile.mkdtemp(prefix="roomful-"))
-    try:
+    with runtime_dir() as folder:
         yield SupervisorOptions(
-            inference=_inference(config, profile, runtime_dir, options.log_level),
+            inference=_inference(config, profile, folder, options.log_level),
             inference_environment=inference_environment(),
             job_environment=job_environment(),
             entrypoint=entrypoint,
             prewarm=prewarm,
             import_path=import_path(),
-            runtime_dir=str(runtime_dir),
+            runtime_dir=str(folder),
             job_executor_type=options.job_executor_type,
             num_idle_processes=options.num_idle_processes,
             initialize_process_timeout=options.initialize_process_timeout,
@@ -57,8 +55,6 @@ def prepared(config: Config, options: WorkerOptions) -> Iterator[SupervisorOptio
             job_memory_limit_mb=options.job_memory_limit_mb,
             log_level=options.log_level,
         )
-    finally:
-        shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
 def verified_models(config: Config) -> ResolvedProfile:
@@ -98,11 +94,11 @@ def _reference(option: str, function: Callable[..., Any] | str | None) -> str:
         raise ConfigError(f"WorkerOptions: {option}: {exc}") from exc
 
 
-def _inference(config: Config, profile: ResolvedProfile, runtime_dir: Path, log_level: str) -> InitializeInference:
-    """The inference process's first message; its socket lies in ``runtime_dir``, private to this user."""
+def _inference(config: Config, profile: ResolvedProfile, folder: Path, log_level: str) -> InitializeInference:
+    """The inference process's first message; its socket lies in ``folder``, private to this user."""
     cores = config.cores()
     return InitializeInference(
-        socket_path=str(runtime_dir / "inference.sock"),
+        socket_path=str(folder / "inference.sock"),
         token=secrets.token_urlsafe(32),
         device=config.inference.device,
         threads=config.inference.threads or cores,
