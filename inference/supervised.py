@@ -167,8 +167,12 @@ class Supervisor:
 
 
 def prepare_process(parent_pid: int) -> None:
-    """First thing in every child: die with the parent, leave Ctrl-C to the supervisor, dump stacks on SIGUSR1."""
-    die_with_parent(parent_pid)
+    """First thing in every child: die with the parent, leave Ctrl-C to the supervisor, dump stacks on SIGUSR1.
+
+    ``parent_pid`` 0: whoever made this process has arranged that it dies with the supervisor.
+    """
+    if parent_pid:
+        die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
