@@ -31,6 +31,13 @@ load_threshold = 100.0
 """
 
 
+def fake_engines(max_rooms: int = 4, *, top: str = "", more: str = "", **worker: object) -> str:
+    """A configuration with fake engines and the given keys of ``[worker]``. ``top`` and ``more``: TOML around it."""
+    worker = {"load_threshold": 100.0, "num_idle_processes": 1, **worker}
+    keys = "".join(f"{key} = {json.dumps(value)}\n" for key, value in worker.items())
+    return f'{top}\n[inference]\nengines = "fake"\nmax_rooms = {max_rooms}\n[worker]\n{keys}{more}\n'
+
+
 @dataclass
 class HostProcess:
     process: subprocess.Popen[bytes]
@@ -43,6 +50,16 @@ class HostProcess:
         return (self.folder / "host.log").read_text(errors="replace")
 
     # --- what it says -----------------------------------------------------------------------------
+
+    def records(self, message: str = "", level: str = "") -> list[dict[str, Any]]:
+        """The log's records whose message begins with ``message``."""
+        found = []
+        for line in self.log.splitlines():
+            if line.startswith("{"):
+                record = json.loads(line)
+                if record["message"].startswith(message) and level in ("", record["level"]):
+                    found.append(record)
+        return found
 
     def get(self, path: str) -> tuple[int, str]:
         try:

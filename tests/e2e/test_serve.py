@@ -6,16 +6,16 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from caller import Caller, call, until
+from caller import until
+from dispatching import caller_in, dispatch
 from host_process import FAKE_ENGINES, HostProcess, host_serve
 from livekit import api
 from livekit_server import LiveKitServer, free_port, livekit_server
-from records import endings, job_pids
+from records import endings, job_pids, job_results
 
 pytestmark = pytest.mark.e2e
 
@@ -30,19 +30,6 @@ def host(livekit: LiveKitServer, tmp_path_factory: pytest.TempPathFactory) -> It
     with host_serve(livekit, folder, str(AGENT), "--agent-name", "tone", config=config) as host:
         host.wait_registered(60)
         yield host
-
-
-@asynccontextmanager
-async def caller_in(livekit: LiveKitServer, room: str, identity: str = "caller") -> AsyncIterator[Caller]:
-    async with call(livekit.url, livekit.token(room, identity)) as caller:
-        yield caller
-
-
-async def dispatch(livekit: LiveKitServer, room: str, metadata: str = "", agent: str = "tone") -> str:
-    """Ask for the agent; returns the dispatch's id."""
-    async with livekit.api() as server:
-        request = api.CreateAgentDispatchRequest(agent_name=agent, room=room, metadata=metadata)
-        return (await server.agent_dispatch.create_dispatch(request)).id
 
 
 async def test_a_job_is_taken_and_ends_with_success_when_the_caller_leaves(
@@ -98,8 +85,7 @@ async def test_a_room_that_ends_before_a_caller_comes_is_no_failure(
         )
         await server.room.delete_room(api.DeleteRoomRequest(room=room_name))
     await until(lambda: host.worker()["active_jobs"] == 0, 10, "the host to be idle")
-    (ended,) = [line for line in host.log.splitlines() if "job ended" in line and f"room={room_name}" in line]
-    assert "success" in ended
+    assert job_results(host, room_name) == ["success"]
 
 
 async def test_an_agent_that_raises_is_recorded_as_failed(

@@ -13,7 +13,7 @@ PASSAGE = (
 
 
 async def entrypoint(ctx: JobContext) -> None:
-    greeting = PASSAGE if ctx.job.room.startswith("read") else ""
+    greeting = PASSAGE if ctx.job.room.name.startswith("read") else ""
     session = await ctx.start_session(
         VoiceAgent(instructions="You are a friendly voice assistant. Answer in one short sentence.", greeting=greeting)
     )
