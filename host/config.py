@@ -137,8 +137,10 @@ class Config(_Section, frozen=True):
     num_cpus: Annotated[float, Meta(ge=0, le=4096)] = 0.0
 
     def cores(self) -> int:
-        """How many CPUs this process may use, at least 1."""
-        return max(1, math.ceil(self.num_cpus)) if self.num_cpus else len(os.sched_getaffinity(0))
+        """How many CPUs this process may use, at least 1: ``num_cpus``, or what control group and system say."""
+        from host.load import CpuMeter
+
+        return max(1, math.ceil(CpuMeter(self.num_cpus).cores))
 
     def effective_log_level(self) -> str:
         """``log_level``, or the default of the mode."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from host.config import Config, check_options, inference_environment, job_environment, models_dir
 from host.errors import ConfigError, ModelsError
 from host.job.functions import import_path, reference_of
-from host.options import WorkerOptions
+from host.options import BUILT_IN_AGENT, WorkerOptions
 from host.runtime_dir import runtime_dir
 from host.supervisor import SupervisorOptions
 from inference.wire.supervision import InitializeInference
 
 if TYPE_CHECKING:
+    from host.agent_file import AgentFunctions
     from models.catalog import ResolvedProfile
 
 
@@ -55,6 +56,13 @@ def prepared(config: Config, options: WorkerOptions) -> Iterator[SupervisorOptio
             job_memory_limit_mb=options.job_memory_limit_mb,
             log_level=options.log_level,
         )
+
+
+def agent_functions(path: Path | None) -> AgentFunctions:
+    """What the agent file defines; without one, the built-in agent. Raises ``ConfigError`` naming file and line."""
+    from host.agent_file import AgentFunctions, read_agent_file
+
+    return read_agent_file(path) if path is not None else AgentFunctions(BUILT_IN_AGENT)
 
 
 def verified_models(config: Config) -> ResolvedProfile:

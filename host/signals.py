@@ -1,0 +1,85 @@
+"""What a signal means for a command, and the event loop that it runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import typer
+
+logger = logging.getLogger(__name__)
+
+OnSignal = Callable[[signal.Signals], None]
+Ending = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Stopping:
+    """The first SIGINT or SIGTERM lets the rooms finish (``drain``); a second one, or SIGQUIT, does not (``close``).
+
+    ``at_once``: nor does the first. ``tell`` is given a line for a person.
+    """
+
+    def __init__(self, drain: Ending, close: Ending, tell: Callable[[str], None], *, at_once: bool = False) -> None:
+        self._drain = drain
+        self._close = close
+        self._tell = tell
+        self._at_once = at_once
+        self._ending = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, number: signal.Signals) -> None:
+        """Take a signal."""
+        if self._ending:
+            return
+        if self._at_once or self._tasks or number is signal.SIGQUIT:
+            self._ending = True
+            self._tell("ending")
+            self._start(self._close())
+        else:
+            self._tell("draining: rooms finish, no new ones; once more to end now")
+            self._start(self._drain())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="signal")
+        self._tasks.add(task)
+        task.add_done_callback(_log_failure)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        logger.error("a signal could not be obeyed", exc_info=failure)
+
+
+def run(work: Coroutine[Any, Any, None], on_signal: OnSignal | None = None) -> None:
+    """Run ``work`` on an event loop of its own. Without ``on_signal``, SIGINT and SIGTERM cancel it, and it tidies up.
+
+    Raises ``typer.Exit`` with 128 + the signal's number where a signal cancelled it.
+    """
+    received: list[signal.Signals] = []
+
+    async def supervised() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def cancel(number: signal.Signals) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal or cancel, number)
+        if on_signal is not None:
+            loop.add_signal_handler(signal.SIGQUIT, on_signal, signal.SIGQUIT)
+        await work
+
+    try:
+        import uvloop
+
+        uvloop.run(supervised())
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise typer.Exit(128 + received[0]) from None
