@@ -1,4 +1,4 @@
-"""The host's HTTP port: is it well (``/``), and what is it doing (``/worker``)."""
+"""The host's HTTP port: is it well (``/``), what is it doing (``/worker``), and what has it done (``/metrics``)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ from host.errors import ConfigError, PortInUseError
 
 
 class HealthServer:
-    """Serves ``GET /``: 200 "OK", or 503 with the reason; and ``GET /worker``: a JSON object.
+    """Serves ``GET /``: 200 "OK", or 503 with the reason; ``GET /worker``: a JSON object; ``GET /metrics``.
 
-    ``problem`` gives the reason ("" when all is well), ``describe`` the object. ``port`` 0 picks a
-    free one; ``port`` then says which.
+    ``problem`` gives the reason ("" when all is well), ``describe`` the object, ``metrics`` what
+    Prometheus asks for with its content type (None: there are no metrics, and 404 is the answer). ``port``
+    0 picks a free one; ``port`` then says which.
     """
 
     def __init__(
-        self, host: str, port: int, *, problem: Callable[[], str], describe: Callable[[], dict[str, Any]]
+        self,
+        host: str,
+        port: int,
+        *,
+        problem: Callable[[], str],
+        describe: Callable[[], dict[str, Any]],
+        metrics: Callable[[], tuple[bytes, str]] | None = None,
     ) -> None:
         self._host = host
         self.port = port
         self._problem = problem
         self._describe = describe
+        self._metrics = metrics
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -32,6 +40,8 @@ class HealthServer:
         app = web.Application()
         app.router.add_get("/", self._health)
         app.router.add_get("/worker", self._worker)
+        if self._metrics is not None:
+            app.router.add_get("/metrics", self._scrape)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host or None, self.port)
@@ -57,3 +67,8 @@ class HealthServer:
 
     async def _worker(self, _: web.Request) -> web.Response:
         return web.json_response(self._describe())
+
+    async def _scrape(self, _: web.Request) -> web.Response:
+        assert self._metrics is not None
+        body, content_type = self._metrics()
+        return web.Response(body=body, headers={"Content-Type": content_type})

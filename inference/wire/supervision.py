@@ -166,8 +166,9 @@ class StageReport(Struct):
 
     ``requests``: how many were begun; ``late``: how many of them began later than their listener would
     notice. ``quanta``: batches run; ``busy_s``: device time of them. ``batch_sizes``: quanta by size, in
-    ``BATCH_BUCKETS``. ``latencies``, ``latency_sum_s``: requests by the time from asked to ended, in
-    ``LATENCY_BUCKETS_S``. Counts are of their own bucket, not cumulative over buckets.
+    ``BATCH_BUCKETS``; ``batch_items``: the sum of their sizes. ``latencies``, ``latency_sum_s``: requests by
+    the time from asked to ended, in ``LATENCY_BUCKETS_S``. Counts are of their own bucket, not cumulative
+    over buckets.
     """
 
     stage: Literal["stt", "llm", "tts"] = tag(1)
@@ -179,6 +180,7 @@ class StageReport(Struct):
     batch_sizes: tuple[int, ...] = tag(7, default=())
     latencies: tuple[int, ...] = tag(8, default=())
     latency_sum_s: float = tag(9, default=0.0)
+    batch_items: int = tag(10, default=0)
 
 
 @message(215)
