@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
     with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server listens; given again, another one comes up in its place."""
+
+    http: int = field(default_factory=free_port)
+    tcp: int = field(default_factory=free_port)
+    udp: int = field(default_factory=lambda: free_port(socket.SOCK_DGRAM))
 
 
 @dataclass(frozen=True)
@@ -66,20 +75,20 @@ def server_binary() -> str:
 
 
 @contextmanager
-def livekit_server(folder: Path, port: int = 0) -> Iterator[LiveKitServer]:
-    port, tcp, udp = port or free_port(), free_port(), free_port(socket.SOCK_DGRAM)
+def livekit_server(folder: Path, port: int = 0, ports: Ports | None = None) -> Iterator[LiveKitServer]:
+    ports = ports or (Ports(http=port) if port else Ports())
     config = {
-        "port": port,
+        "port": ports.http,
         "bind_addresses": ["127.0.0.1"],
         "rtc": {
-            "tcp_port": tcp,
-            "udp_port": udp,
+            "tcp_port": ports.tcp,
+            "udp_port": ports.udp,
             "node_ip": "127.0.0.1",
             "use_external_ip": False,
             "enable_loopback_candidate": True,
             "interfaces": {"includes": ["lo"]},
             # Clients would otherwise be told to ask public STUN servers.
-            "stun_servers": [f"127.0.0.1:{udp}"],
+            "stun_servers": [f"127.0.0.1:{ports.udp}"],
         },
         "keys": {KEY: SECRET},
         "logging": {"json": True, "level": "info"},
@@ -96,8 +105,8 @@ def livekit_server(folder: Path, port: int = 0) -> Iterator[LiveKitServer]:
             env={"PATH": os.environ["PATH"], "HOME": str(folder)},
         )
     try:
-        _wait_until_up(port, process, log)
-        yield LiveKitServer(port, log, process)
+        _wait_until_up(ports.http, process, log)
+        yield LiveKitServer(ports.http, log, process)
     finally:
         # It has nothing to keep, and in order it takes its time.
         process.kill()
