@@ -1,20 +1,25 @@
 """The child's end of supervision: what every process below the supervisor does the same way.
 
 It answers pings from its event loop (so a blocked loop is seen), sends its log records as messages,
-dies with its parent, and ends in order when it is told to or when the supervisor is gone.
+writes its stacks when it is asked to, dies with its parent, and ends in order when it is told to or
+when the supervisor is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import faulthandler
+import io
 import json
 import logging
 import os
 import signal
 import socket
-from typing import TypeVar
+from collections.abc import Mapping
+from types import FrameType
+from typing import BinaryIO, TypeVar
 
 from inference.wire import supervision as s
 from inference.wire.connection import SUPERVISION, Role, State
@@ -23,6 +28,7 @@ from inference.wire.stream import MessageStream
 from inference.wire.tlv import Message
 
 _PR_SET_PDEATHSIG = 1
+_STDERR = 2
 _MAX_LOG_CHARS = 100_000
 """Keeps a log record well inside one frame."""
 
@@ -47,10 +53,13 @@ def die_with_parent(parent_pid: int) -> None:
 class _ForwardHandler(logging.Handler):
     """Log records as ``LogLine`` messages. Records from other threads are handed to the loop."""
 
-    def __init__(self, stream: MessageStream, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, stream: MessageStream, loop: asyncio.AbstractEventLoop, process_fields: Mapping[str, object]
+    ) -> None:
         super().__init__()
         self._stream = stream
         self._loop = loop
+        self._process_fields = process_fields
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -62,7 +71,8 @@ class _ForwardHandler(logging.Handler):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
-        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
+        own = {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
+        fields = {**self._process_fields, **own}
         # File names may hold bytes that are no UTF-8; they arrive here as lone surrogates.
         text = text[:_MAX_LOG_CHARS].encode(errors="backslashreplace").decode()
         extra = json.dumps(fields, default=str)
@@ -86,11 +96,13 @@ class Supervisor:
 
     ``receive`` gives the messages that are for the child (pings are answered here). ``stopping`` is
     set, with ``reason``, when the child must end: it was told to, or the supervisor is gone.
+    ``log_fields``: what every forwarded log record carries besides its own fields; change it at will.
     """
 
     def __init__(self, control: socket.socket) -> None:
         self.stopping = asyncio.Event()
         self.reason = ""
+        self.log_fields: dict[str, object] = {}
         self._stream = MessageStream(control, Role.SERVER, SUPERVISION)
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._acknowledged = asyncio.Event()
@@ -110,7 +122,7 @@ class Supervisor:
     def forward_logs(self, level: str) -> None:
         """Send every log record of this process from ``level`` up to the supervisor instead of stderr."""
         root = logging.getLogger()
-        root.handlers[:] = [_ForwardHandler(self._stream, asyncio.get_running_loop())]
+        root.handlers[:] = [_ForwardHandler(self._stream, asyncio.get_running_loop(), self.log_fields)]
         root.setLevel(level)
 
     def send(self, message: Message) -> None:
@@ -166,13 +178,51 @@ class Supervisor:
             self._inbox.put_nowait(None)
 
 
+_stacks_file: BinaryIO | None = None
+"""Kept open for good: what writes into it in an emergency can open nothing."""
+
+
+def write_stacks_to(path: str) -> None:
+    """On SIGUSR1 append the stacks of all threads and of all asyncio tasks to ``path`` ("" is standard error).
+
+    The threads' come first and always, from C; the tasks' need a main thread that still runs Python.
+    The file is there, empty, when this returns. Raises ``OSError``.
+    """
+    global _stacks_file
+    opened = open(path, "ab", buffering=0) if path else None  # noqa: PTH123, SIM115 - kept open
+    faulthandler.unregister(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, _write_task_stacks)
+    faulthandler.register(signal.SIGUSR1, file=opened or _STDERR, all_threads=True, chain=True)
+    if _stacks_file is not None:
+        _stacks_file.close()
+    _stacks_file = opened
+
+
+def _write_task_stacks(_number: int, _frame: FrameType | None) -> None:
+    text = io.StringIO()
+    try:
+        tasks = asyncio.all_tasks()
+    except RuntimeError:
+        # The main thread runs no event loop.
+        return
+    for task in sorted(tasks, key=lambda task: task.get_name()):
+        text.write(f"\nTask {task.get_name()!r}:\n")
+        task.print_stack(file=text)
+    data = text.getvalue().encode(errors="backslashreplace")
+    with contextlib.suppress(OSError):
+        # Nobody is left to be told that it cannot be written.
+        os.write(_stacks_file.fileno() if _stacks_file is not None else _STDERR, data)
+
+
 def prepare_process(parent_pid: int) -> None:
     """First thing in every child: die with the parent, leave Ctrl-C to the supervisor, dump stacks on SIGUSR1.
 
-    ``parent_pid`` 0: whoever made this process has arranged that it dies with the supervisor.
+    ``parent_pid`` 0: whoever made this process has arranged that it dies with the supervisor. SIGINT and
+    SIGTERM, which whoever starts a child blocks until it ignores them, are unblocked.
     """
     if parent_pid:
         die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    write_stacks_to("")

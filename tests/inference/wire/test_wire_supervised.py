@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +118,19 @@ async def test_log_records_arrive_with_their_fields_and_tracebacks() -> None:
         assert text.endswith("ValueError: no such thing")
 
 
+async def test_log_records_carry_the_fields_of_the_process_unless_they_have_their_own() -> None:
+    async with child() as (supervisor, parent):
+        supervisor.forward_logs("INFO")
+        supervisor.log_fields["job_id"] = "AJ_1"
+        supervisor.log_fields["customer"] = 7
+        log = logging.getLogger("some.place")
+        log.info("with", extra={"customer": 8})
+        assert json.loads((await log_line(parent)).fields) == {"job_id": "AJ_1", "customer": 8}
+        del supervisor.log_fields["customer"]
+        log.info("without")
+        assert json.loads((await log_line(parent)).fields) == {"job_id": "AJ_1"}
+
+
 async def test_log_records_of_other_threads_arrive() -> None:
     async with child() as (supervisor, parent):
         supervisor.forward_logs("INFO")
@@ -170,3 +189,68 @@ async def test_the_job_learns_that_its_status_was_passed_on() -> None:
         assert not waiting.done()
         parent.send(s.JobUpdateAck("j"))
         await waiting
+
+
+IDLE = "await asyncio.sleep(60)"
+HANGING = "time.sleep(60)"
+IN_C = "re.match(r'(a|aa)+$', 'a' * 100 + 'b')"
+CHILD = """
+import asyncio, re, signal, sys, threading, time
+import uvloop
+from inference.supervised import prepare_process, write_stacks_to
+
+async def waits():
+    await asyncio.Event().wait()
+
+async def main():
+    task = asyncio.create_task(waits(), name="a waiting task")
+    threading.Thread(target=time.sleep, args=(60,), name="lane", daemon=True).start()
+    await asyncio.sleep(0)
+    print("up", sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)
+    {body}
+
+prepare_process(0)
+if len(sys.argv) > 1:
+    write_stacks_to(sys.argv[1])
+uvloop.run(main())
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("body", "tasks"), [(IDLE, True), (HANGING, True), (IN_C, False)], ids=["idle", "hanging", "in C"]
+)
+@pytest.mark.parametrize("to_file", [True, False])
+def test_stacks_of_threads_and_tasks_on_request(tmp_path: Path, body: str, tasks: bool, to_file: bool) -> None:
+    stacks = tmp_path / "stacks"
+    stacks.touch()
+    # As whoever starts a child does: nothing may end it before it ignores the signals.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        with stacks.open("ab") as stderr:
+            child = subprocess.Popen(
+                [sys.executable, "-c", CHILD.format(body=body), *([str(stacks)] if to_file else [])],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if to_file else stderr,
+                cwd=Path(__file__).parents[3],
+            )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up []\n"
+        os.kill(child.pid, signal.SIGTERM)
+        for count in (1, 2):
+            os.kill(child.pid, signal.SIGUSR1)
+            deadline = time.monotonic() + DEADLINE_S
+            while (text := stacks.read_text()).count("Task 'a waiting task'" if tasks else "in main") < count:
+                assert time.monotonic() < deadline, text
+                time.sleep(0.01)
+        assert text.count("hread 0x") >= 2
+        assert "in main" in text
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
