@@ -6,10 +6,11 @@ https://github.com/livekit/protocol ``protobufs/livekit_agent.proto`` is the pro
      | -- GET /agent, upgrade, JWT (agent) ----------> |
      | -- RegisterWorkerRequest ---------------------> |
      | <---------------------- RegisterWorkerResponse  |
+     | -- MigrateJobRequest(jobs that run) ----------> |
      | -- UpdateWorkerStatus (every 2.5 s, on change)> |
-     | <----------------- AvailabilityRequest(job)     |   a place is reserved
+     | <----------------- AvailabilityRequest(job)     |   ``host/offers.py``
      | -- AvailabilityResponse ----------------------> |
-     | <------------ JobAssignment(job, token)         |   within 7.5 s, or the place is free again
+     | <------------ JobAssignment(job, token)         |
      | -- UpdateJobStatus(running, success | failed)-> |
      | <----------------- JobTermination(job_id)       |
 
@@ -23,30 +24,28 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Literal, Protocol
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 from google.protobuf.message import DecodeError
-from livekit.api import AccessToken, VideoGrants
 from livekit.protocol import agent, models
 
 from host.capacity import Status
 from host.errors import AuthenticationError, ConfigError, ConnectionFailedError, HostError
+from host.offers import JobHandler, Offers, accept_all
+from host.options import RequestFnc, WorkerPermissions, WorkerType
+from host.tokens import registration_token
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
-ASSIGNMENT_TIMEOUT_S = 7.5
 STATUS_INTERVAL_S = 2.5
 HEARTBEAT_S = 30.0
 _CONNECT_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 2.0
 FENCE_TIMEOUT_S = 2.0
-_TOKEN_TTL = timedelta(hours=1)
-_AGENT_NAME_ATTRIBUTE = "lk.agent.name"
 
 JobStatus = Literal["running", "success", "failed"]
 
@@ -57,15 +56,11 @@ _JOB_STATUS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """What the server lets the agent do in its rooms."""
-
-    can_publish: bool = True
-    can_subscribe: bool = True
-    can_publish_data: bool = True
-    can_update_metadata: bool = True
-    hidden: bool = False
+JOB_TYPES = {
+    WorkerType.ROOM: agent.JobType.JT_ROOM,
+    WorkerType.PUBLISHER: agent.JobType.JT_PUBLISHER,
+    WorkerType.PARTICIPANT: agent.JobType.JT_PARTICIPANT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,31 +71,11 @@ class DispatchOptions:
     api_key: str
     api_secret: str
     agent_name: str = ""
+    worker_type: WorkerType = WorkerType.ROOM
     version: str = ""
     max_retry: int = 16
-    permissions: Permissions = field(default_factory=Permissions)
-
-
-class JobHandler(Protocol):
-    """Who owns the rooms. Every method is called from the event loop and returns at once."""
-
-    def offered(self, job: agent.Job) -> str:
-        """Reserve a place for the job. Returns "" or the reason why there is none."""
-
-    def withdrawn(self, job_id: str) -> None:
-        """A job that a place was reserved for is not coming."""
-
-    def assigned(self, job: agent.Job, url: str, token: str) -> None:
-        """Join the job's room at ``url`` with ``token``."""
-
-    def terminated(self, job_id: str) -> None:
-        """The server wants the job to end."""
-
-    def job_ids(self) -> Sequence[str]:
-        """The jobs that run now."""
-
-    def status(self) -> Status:
-        """What to tell the server about this host."""
+    permissions: WorkerPermissions = field(default_factory=WorkerPermissions)
+    request_fnc: RequestFnc = accept_all
 
 
 def agent_endpoint(url: str) -> str:
@@ -117,11 +92,6 @@ def retry_delay(failures: int) -> float:
     return min(2.0 * (failures - 1), 10.0)
 
 
-def agent_identity(job_id: str) -> str:
-    """The identity that the agent joins the job's room with."""
-    return f"agent-{job_id}"
-
-
 class Dispatch:
     """One registration after the other with a LiveKit server, for as long as ``run`` runs."""
 
@@ -129,14 +99,14 @@ class Dispatch:
         self._options = options
         self._endpoint = agent_endpoint(options.ws_url)
         self._handler = handler
+        self._offers = Offers(options.agent_name, options.request_fnc, handler, self._fail_unassigned)
         self._ws: aiohttp.ClientWebSocketResponse | None = None
         self._failures = 0
         self._was_registered = False
         self._worker_id = ""
         self._told: Status | None = None
-        self._promised: dict[str, asyncio.TimerHandle] = {}
         self._unsent: dict[str, agent.UpdateJobStatus] = {}
-        self._fences: dict[int, asyncio.Future[None]] = {}
+        self._fences: dict[int, asyncio.Future[bool]] = {}
         self._fence_numbers = itertools.count(1)
         self._status_changed = asyncio.Event()
 
@@ -168,21 +138,25 @@ class Dispatch:
         ``ConnectionFailedError`` when ``max_retry`` attempts in a row have failed, ``ConfigError``
         for a URL that is none.
         """
-        async with aiohttp.ClientSession() as session:
-            while True:
-                try:
-                    await self._register_and_serve(session)
-                except HostError as exc:
-                    await self._failed(exc)
-                else:
-                    # Not all hosts of a server that restarts at the same moment.
-                    await asyncio.sleep(random.uniform(0.0, 1.0))
+        try:
+            async with aiohttp.ClientSession() as session:
+                while True:
+                    try:
+                        await self._register_and_serve(session)
+                    except HostError as exc:
+                        await self._failed(exc)
+                    else:
+                        # Not all hosts of a server that restarts at the same moment.
+                        await asyncio.sleep(random.uniform(0.0, 1.0))
+        finally:
+            await self._offers.aclose()
 
     async def _failed(self, exc: HostError) -> None:
         self._failures += 1
-        refused = isinstance(exc, AuthenticationError) and not self._was_registered
-        if refused or self._failures > self._options.max_retry:
+        if isinstance(exc, AuthenticationError) and not self._was_registered:
             raise exc
+        if self._failures > self._options.max_retry:
+            raise type(exc)(f"{exc} ({self._failures} attempts)") from exc
         delay = retry_delay(self._failures)
         logger.warning("%s; attempt %d of %d, next in %.0f s", exc, self._failures, self._options.max_retry + 1, delay)
         await asyncio.sleep(delay)
@@ -190,12 +164,14 @@ class Dispatch:
     async def _register_and_serve(self, session: aiohttp.ClientSession) -> None:
         """Returns when a connection that was registered has ended. Raises ``HostError`` when it never was."""
         url = self._options.ws_url
+        token = registration_token(self._options.api_key, self._options.api_secret)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 ws = await session.ws_connect(
                     self._endpoint,
-                    headers={"Authorization": f"Bearer {self._token()}"},
+                    headers={"Authorization": f"Bearer {token}"},
                     heartbeat=HEARTBEAT_S,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_TIMEOUT_S),
                     max_msg_size=0,
                 )
         except TimeoutError as exc:
@@ -218,17 +194,15 @@ class Dispatch:
                 await self._serve(ws)
             finally:
                 self._ws = None
-                self._forget_promises()
+                self._offers.connection_lost()
+                for number in self._fences:
+                    self._pass(number, passed=False)
         logger.warning("the connection to LiveKit at %s ended (code %s); connecting again", url, ws.close_code)
-
-    def _token(self) -> str:
-        token = AccessToken(self._options.api_key, self._options.api_secret)
-        return token.with_grants(VideoGrants(agent=True)).with_ttl(_TOKEN_TTL).to_jwt()
 
     async def _register(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         permissions = self._options.permissions
         request = agent.RegisterWorkerRequest(
-            type=agent.JobType.JT_ROOM,
+            type=JOB_TYPES[self._options.worker_type],
             agent_name=self._options.agent_name,
             version=self._options.version,
             allowed_permissions=models.ParticipantPermission(
@@ -236,6 +210,7 @@ class Dispatch:
                 can_subscribe=permissions.can_subscribe,
                 can_publish_data=permissions.can_publish_data,
                 can_update_metadata=permissions.can_update_metadata,
+                can_publish_sources=permissions.can_publish_sources,
                 hidden=permissions.hidden,
                 agent=True,
             ),
@@ -263,81 +238,49 @@ class Dispatch:
         # The new registration knows nothing of what was assigned under the old one.
         if job_ids := self._handler.job_ids():
             await self._send(ws, agent.WorkerMessage(migrate_job=agent.MigrateJobRequest(job_ids=job_ids)))
-        for update in list(self._unsent.values()):
-            await self._send(ws, agent.WorkerMessage(update_job=update))
-        self._unsent.clear()
+        await self._send_unsent(ws)
 
     # --- serving ----------------------------------------------------------------------------------
 
     async def _serve(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        status = asyncio.create_task(self._keep_status(ws), name="worker-status")
+        """Returns when the connection has ended."""
+        reading = asyncio.create_task(self._keep_reading(ws), name="worker-read")
+        telling = asyncio.create_task(self._keep_status(ws), name="worker-status")
+        tasks = (reading, telling)
         try:
-            while (message := await self._receive(ws)) is not None:
-                await self._handle(ws, message)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            status.cancel()
-            await asyncio.wait([status])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
 
-    async def _handle(self, ws: aiohttp.ClientWebSocketResponse, message: agent.ServerMessage) -> None:
+    async def _keep_reading(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        while (message := await self._receive(ws)) is not None:
+            self._handle(ws, message)
+
+    def _handle(self, ws: aiohttp.ClientWebSocketResponse, message: agent.ServerMessage) -> None:
         match message.WhichOneof("message"):
             case "availability":
-                await self._answer(ws, message.availability.job)
+                self._offers.offered(message.availability.job, lambda answer: self._answer(ws, answer))
             case "assignment":
-                self._take(message.assignment)
+                self._offers.assigned(message.assignment, self._options.ws_url, self._worker_id)
             case "termination":
                 self._handler.terminated(message.termination.job_id)
             case "pong":
-                if (fence := self._fences.get(message.pong.last_timestamp)) and not fence.done():
-                    fence.set_result(None)
+                self._pass(message.pong.last_timestamp, passed=True)
             case other:
                 logger.debug("ignored a server message: %s", other)
 
-    async def _answer(self, ws: aiohttp.ClientWebSocketResponse, job: agent.Job) -> None:
-        refusal = self._handler.offered(job)
-        fields = {"job_id": job.id, "room": job.room.name}
-        if refusal:
-            logger.info("job refused: %s", refusal, extra=fields)
-            answer = agent.AvailabilityResponse(job_id=job.id, available=False)
-        else:
-            logger.info("job accepted", extra=fields)
-            self._promise(job.id)
-            answer = agent.AvailabilityResponse(
-                job_id=job.id,
-                available=True,
-                participant_identity=agent_identity(job.id),
-                participant_attributes={_AGENT_NAME_ATTRIBUTE: self._options.agent_name},
-            )
+    async def _answer(self, ws: aiohttp.ClientWebSocketResponse, answer: agent.AvailabilityResponse) -> None:
         await self._send(ws, agent.WorkerMessage(availability=answer))
         self.status_changed()
 
-    def _promise(self, job_id: str) -> None:
-        def expire() -> None:
-            self._promised.pop(job_id, None)
-            logger.warning("no assignment came in %.1f s", ASSIGNMENT_TIMEOUT_S, extra={"job_id": job_id})
-            self._handler.withdrawn(job_id)
-
-        if job_id not in self._promised:
-            self._promised[job_id] = asyncio.get_running_loop().call_later(ASSIGNMENT_TIMEOUT_S, expire)
-
-    def _take(self, assignment: agent.JobAssignment) -> None:
-        job = assignment.job
-        if timer := self._promised.pop(job.id, None):
-            timer.cancel()
-        elif refusal := self._handler.offered(job):
-            # It came after its time, and its place is gone.
-            logger.warning("a late assignment cannot be taken: %s", refusal, extra={"job_id": job.id})
-            self._unsent[job.id] = _update(job.id, "failed", f"assigned too late: {refusal}")
-            self.status_changed()
-            return
-        url = assignment.url if assignment.HasField("url") else ""
-        self._handler.assigned(job, url or self._options.ws_url, assignment.token)
-
-    def _forget_promises(self) -> None:
-        """The server that we promised to is gone, and with it what it would have assigned."""
-        promised, self._promised = self._promised, {}
-        for job_id, timer in promised.items():
-            timer.cancel()
-            self._handler.withdrawn(job_id)
+    def _fail_unassigned(self, job_id: str, error: str) -> None:
+        self._unsent[job_id] = _update(job_id, "failed", error)
+        self.status_changed()
 
     async def _keep_status(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         while not ws.closed:
@@ -350,9 +293,7 @@ class Dispatch:
             )
             if await self._send(ws, agent.WorkerMessage(update_worker=update)):
                 self._told = status
-            for job_update in list(self._unsent.values()):
-                if await self._send(ws, agent.WorkerMessage(update_job=job_update)):
-                    self._unsent.pop(job_update.job_id, None)
+            await self._send_unsent(ws)
             try:
                 async with asyncio.timeout(STATUS_INTERVAL_S):
                     await self._status_changed.wait()
@@ -378,21 +319,30 @@ class Dispatch:
         else:
             self._unsent[job_id] = update
 
+    async def _send_unsent(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        for job_id, update in list(self._unsent.items()):
+            sent = await self._send(ws, agent.WorkerMessage(update_job=update))
+            # Meanwhile there may be a later one.
+            if sent and self._unsent.get(job_id) is update:
+                del self._unsent[job_id]
+
     async def _fence(self, ws: aiohttp.ClientWebSocketResponse) -> bool:
-        """Wait until the server has handled all that was sent: it answers a ping in order."""
+        """Wait until the server has handled all that was sent: it answers a ping in order. False if it did not."""
         number = next(self._fence_numbers)
         self._fences[number] = passed = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(FENCE_TIMEOUT_S):
-                if not await self._send(ws, agent.WorkerMessage(ping=agent.WorkerPing(timestamp=number))):
-                    return False
-                await passed
+                sent = await self._send(ws, agent.WorkerMessage(ping=agent.WorkerPing(timestamp=number)))
+                return sent and await passed
         except TimeoutError:
             logger.warning("LiveKit did not confirm a job's status in %.0f s", FENCE_TIMEOUT_S)
             return False
         finally:
             del self._fences[number]
-        return True
+
+    def _pass(self, number: int, *, passed: bool) -> None:
+        if (fence := self._fences.get(number)) and not fence.done():
+            fence.set_result(passed)
 
     # --- frames -----------------------------------------------------------------------------------
 

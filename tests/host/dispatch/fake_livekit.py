@@ -14,6 +14,14 @@ from livekit.protocol import agent, models
 KEY, SECRET = "key", "a-secret-of-at-least-thirty-two-characters"
 
 
+def _job(job_id: str, room: str, participant: str) -> agent.Job:
+    job = agent.Job(id=job_id, type=agent.JobType.JT_ROOM, room=models.Room(name=room))
+    if participant:
+        job.type = agent.JobType.JT_PUBLISHER
+        job.participant.identity = participant
+    return job
+
+
 @dataclass
 class Session:
     """One websocket. ``received``: what the worker said, in order."""
@@ -24,13 +32,15 @@ class Session:
     async def send(self, message: agent.ServerMessage) -> None:
         await self.ws.send_bytes(message.SerializeToString())
 
-    async def offer(self, job_id: str, room: str = "room") -> None:
-        job = agent.Job(id=job_id, type=agent.JobType.JT_ROOM, room=models.Room(name=room))
-        await self.send(agent.ServerMessage(availability=agent.AvailabilityRequest(job=job)))
+    async def offer(self, job_id: str, room: str = "room", *, participant: str = "") -> None:
+        await self.send(
+            agent.ServerMessage(availability=agent.AvailabilityRequest(job=_job(job_id, room, participant)))
+        )
 
-    async def assign(self, job_id: str, room: str = "room") -> None:
-        job = agent.Job(id=job_id, type=agent.JobType.JT_ROOM, room=models.Room(name=room))
-        await self.send(agent.ServerMessage(assignment=agent.JobAssignment(job=job, token=f"token-{job_id}")))
+    async def assign(self, job_id: str, room: str = "room", *, participant: str = "", token: str = "") -> None:
+        job = _job(job_id, room, participant)
+        assignment = agent.JobAssignment(job=job, token=token or f"token-{job_id}")
+        await self.send(agent.ServerMessage(assignment=assignment))
 
     async def terminate(self, job_id: str) -> None:
         await self.send(agent.ServerMessage(termination=agent.JobTermination(job_id=job_id)))

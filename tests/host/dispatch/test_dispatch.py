@@ -2,81 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import pytest
-from fake_livekit import KEY, SECRET, FakeLiveKit, fake_livekit
-from livekit.protocol import agent
+from fake_livekit import KEY, SECRET, FakeLiveKit
+from livekit.protocol import agent, models
+from rooms import Rooms, dispatching
 
 from host import dispatch as module
 from host.capacity import Capacity, Status
 from host.dispatch import Dispatch, DispatchOptions, agent_endpoint, retry_delay
 from host.errors import AuthenticationError, ConfigError, ConnectionFailedError
-
-
-@dataclass
-class Rooms:
-    """A handler that runs no rooms: it keeps what it was told."""
-
-    capacity: Capacity = field(default_factory=lambda: Capacity(1, ready=True))
-    taken: list[tuple[str, str, str]] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
-    withdrawn_ids: list[str] = field(default_factory=list)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def offered(self, job: agent.Job) -> str:
-        return self.capacity.reserve(job.id, 0.0)
-
-    def withdrawn(self, job_id: str) -> None:
-        self.capacity.release(job_id)
-        self.withdrawn_ids.append(job_id)
-        self.changed.set()
-
-    def assigned(self, job: agent.Job, url: str, token: str) -> None:
-        self.capacity.launched(job.id)
-        self.taken.append((job.id, url, token))
-        self.changed.set()
-
-    def terminated(self, job_id: str) -> None:
-        self.ended.append(job_id)
-        self.changed.set()
-
-    def job_ids(self) -> Sequence[str]:
-        return [job_id for job_id, _, _ in self.taken]
-
-    def status(self) -> Status:
-        return self.capacity.status(0.0)
-
-    async def next_change(self) -> None:
-        async with asyncio.timeout(5):
-            await self.changed.wait()
-        self.changed.clear()
-
-
-@asynccontextmanager
-async def dispatching(server: FakeLiveKit, rooms: Rooms, **options: object) -> AsyncIterator[Dispatch]:
-    dispatch = Dispatch(DispatchOptions(server.url, KEY, SECRET, **options), rooms)  # type: ignore[arg-type]
-    running = asyncio.create_task(dispatch.run())
-    try:
-        yield dispatch
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
-    assert running.cancelled(), running.exception()
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FakeLiveKit]:
-    async with fake_livekit() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waiting to spread hosts out."""
-    monkeypatch.setattr(module.random, "uniform", lambda low, high: low)
+from host.options import WorkerPermissions, WorkerType
 
 
 @pytest.mark.parametrize(
@@ -122,50 +58,42 @@ async def test_it_registers_and_says_its_status(server: FakeLiveKit) -> None:
     assert dispatch.told is None
 
 
-async def test_a_job_is_accepted_assigned_and_ended(server: FakeLiveKit) -> None:
-    rooms = Rooms()
-    async with dispatching(server, rooms) as dispatch:
-        session = await server.session()
-        await session.offer("AJ_1")
-        answer = (await server.said(session, "availability")).availability
-        assert (answer.available, answer.participant_identity) == (True, "agent-AJ_1")
-        # The only place is promised: the server hears it at once, and a second offer is refused.
-        await server.wait(lambda: session.said("update_worker")[-1].update_worker.status == agent.WorkerStatus.WS_FULL)
-        await session.offer("AJ_2")
-        assert not (await server.said(session, "availability", 2)).availability.available
-
-        await session.assign("AJ_1")
-        await rooms.next_change()
-        assert rooms.taken == [("AJ_1", server.url, "token-AJ_1")]
-        await dispatch.report_job("AJ_1", "running")
-        await session.terminate("AJ_1")
-        await rooms.next_change()
-        assert rooms.ended == ["AJ_1"]
-        await dispatch.report_job("AJ_1", "success")
-        # It returned after the server had taken the status.
-        statuses = [m.update_job.status for m in session.said("update_job")]
-        assert statuses == [agent.JobStatus.JS_RUNNING, agent.JobStatus.JS_SUCCESS]
-        assert not rooms.withdrawn_ids
+async def test_it_registers_as_what_it_was_told_to_be(server: FakeLiveKit) -> None:
+    permissions = WorkerPermissions(
+        can_publish=False,
+        can_subscribe=False,
+        can_publish_data=False,
+        can_update_metadata=False,
+        can_publish_sources=("MICROPHONE", "SCREEN_SHARE_AUDIO"),
+        hidden=True,
+    )
+    async with dispatching(server, Rooms(), worker_type=WorkerType.PARTICIPANT, permissions=permissions):
+        register = (await server.session()).said("register")[0].register
+        assert register.type == agent.JobType.JT_PARTICIPANT
+        assert register.allowed_permissions == models.ParticipantPermission(
+            can_publish_sources=[models.TrackSource.MICROPHONE, models.TrackSource.SCREEN_SHARE_AUDIO],
+            hidden=True,
+            agent=True,
+        )
 
 
-async def test_an_assignment_that_does_not_come_frees_the_place(
+async def test_status_is_told_at_intervals_and_at_once_on_a_change(
     server: FakeLiveKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ASSIGNMENT_TIMEOUT_S", 0.05)
     rooms = Rooms()
-    async with dispatching(server, rooms):
+    assert (module.STATUS_INTERVAL_S, module.HEARTBEAT_S) == (2.5, 30.0)
+    async with dispatching(server, rooms) as dispatch:
         session = await server.session()
-        await session.offer("AJ_1")
-        await rooms.next_change()
-        assert rooms.withdrawn_ids == ["AJ_1"]
-        # One that comes late is taken if the place is still free, and failed if it is not.
-        await session.assign("AJ_1")
-        await rooms.next_change()
-        assert [job_id for job_id, _, _ in rooms.taken] == ["AJ_1"]
-        await session.assign("AJ_2")
-        update = (await server.said(session, "update_job")).update_job
-        assert (update.job_id, update.status) == ("AJ_2", agent.JobStatus.JS_FAILED)
-        assert "too late" in update.error
+        await server.said(session, "update_worker")
+        rooms.capacity.draining = True
+        dispatch.status_changed()
+        # Well before the interval is over.
+        async with asyncio.timeout(module.STATUS_INTERVAL_S / 2):
+            told = (await server.said(session, "update_worker", 2)).update_worker
+        assert (told.status, told.load) == (agent.WorkerStatus.WS_FULL, 1.0)
+        monkeypatch.setattr(module, "STATUS_INTERVAL_S", 0.01)
+        dispatch.status_changed()
+        await server.said(session, "update_worker", 6)
 
 
 async def test_jobs_outlive_the_connection(server: FakeLiveKit) -> None:
@@ -175,14 +103,14 @@ async def test_jobs_outlive_the_connection(server: FakeLiveKit) -> None:
         await first.offer("AJ_1")
         await server.said(first, "availability")
         await first.assign("AJ_1")
-        await rooms.next_change()
+        await rooms.wait(lambda: bool(rooms.taken))
         await first.offer("AJ_2")
         await server.said(first, "availability", 2)
 
         server.status = 503
         await first.ws.close()
         # What was promised to the old connection is free again; what runs goes on.
-        await rooms.next_change()
+        await rooms.wait(lambda: bool(rooms.withdrawn_ids))
         assert rooms.withdrawn_ids == ["AJ_2"]
         assert not rooms.ended
         # A job that ends meanwhile does not wait for the server.
@@ -245,7 +173,7 @@ async def test_nothing_listening_gives_up_after_max_retry(caplog: pytest.LogCapt
         await dispatch.run()
     assert not caplog.records
     dispatch = Dispatch(DispatchOptions(url, KEY, SECRET, max_retry=1), Rooms())
-    with pytest.raises(ConnectionFailedError, match=url):
+    with pytest.raises(ConnectionFailedError, match=rf"{url}.* \(2 attempts\)"):
         await dispatch.run()
     assert [record.getMessage().partition(";")[2] for record in caplog.records] == [" attempt 1 of 2, next in 0 s"]
 
