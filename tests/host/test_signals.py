@@ -1,0 +1,132 @@
+"""What signals mean: the first lets rooms finish, the second does not, SIGQUIT never does; in development none does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from signal import SIGINT, SIGQUIT, SIGTERM
+
+import pytest
+
+from host.signals import Stopping
+
+
+class Host:
+    """Notes what it is told; draining takes until it is closed."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.closed = asyncio.Event()
+
+    async def drain(self) -> None:
+        self.told.append("drain")
+        await self.closed.wait()
+
+    async def aclose(self) -> None:
+        self.told.append("close")
+        self.closed.set()
+
+
+@pytest.mark.parametrize(
+    ("at_once", "signals", "told"),
+    [
+        (False, [SIGTERM], ["drain"]),
+        (False, [SIGINT], ["drain"]),
+        (False, [SIGQUIT], ["close"]),
+        (False, [SIGTERM, SIGINT], ["drain", "close"]),
+        (False, [SIGINT, SIGQUIT], ["drain", "close"]),
+        (False, [SIGINT, SIGINT, SIGINT, SIGQUIT], ["drain", "close"]),
+        (True, [SIGINT], ["close"]),
+        (True, [SIGTERM, SIGTERM], ["close"]),
+    ],
+)
+async def test_what_the_host_is_told(at_once: bool, signals: list[signal.Signals], told: list[str]) -> None:
+    host, said = Host(), list[str]()
+    stopping = Stopping(host.drain, host.aclose, said.append, at_once=at_once)
+    for number in signals:
+        stopping(number)
+    await asyncio.sleep(0)
+    assert host.told == told
+    assert len(said) == len(told)
+    host.closed.set()
+
+
+async def test_a_host_that_cannot_be_told_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    done = asyncio.Event()
+
+    async def fails() -> None:
+        try:
+            raise OSError("on purpose")
+        finally:
+            done.set()
+
+    Stopping(fails, fails, lambda _: None)(SIGTERM)
+    await done.wait()
+    await asyncio.sleep(0)
+    assert "could not be obeyed" in caplog.text
+    assert "on purpose" in caplog.text
+
+
+PROGRAM = """
+import asyncio, sys
+from host.signals import Stopping, run
+
+class Host:
+    def __init__(self):
+        self.end = asyncio.Event()
+    async def run(self):
+        print("up", flush=True)
+        await self.end.wait()
+    async def drain(self):
+        print("drain", flush=True)
+    async def aclose(self):
+        print("close", flush=True)
+        self.end.set()
+
+host = Host()
+run(host.run(), Stopping(host.drain, host.aclose, lambda text: None))
+"""
+
+CANCELLED = """
+import asyncio
+import typer
+from host.signals import run
+
+async def work():
+    print("up", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        print("tidied up", flush=True)
+
+try:
+    run(work())
+except typer.Exit as exit:
+    raise SystemExit(exit.exit_code)
+"""
+
+
+def ask(program: str, *signals: signal.Signals) -> tuple[list[str], int]:
+    """What the program says from its start on, one more line after each signal, and its exit code."""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip()]
+        for number in signals:
+            process.send_signal(number)
+            lines.append(process.stdout.readline().strip())
+        return lines, process.wait(30)
+
+
+@pytest.mark.processes
+def test_real_signals() -> None:
+    assert ask(PROGRAM, SIGTERM, SIGINT) == (["up", "drain", "close"], 0)
+    assert ask(PROGRAM, SIGQUIT) == (["up", "close"], 0)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
+def test_a_command_that_is_interrupted_tidies_up_and_says_so(number: signal.Signals, code: int) -> None:
+    assert ask(CANCELLED, number) == (["up", "tidied up"], code)
