@@ -17,9 +17,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from inference.wire import supervision as s
 from inference.wire.connection import SUPERVISION, Role, State
@@ -206,12 +207,25 @@ def _write_task_stacks(_number: int, _frame: FrameType | None) -> None:
         # The main thread runs no event loop.
         return
     for task in sorted(tasks, key=lambda task: task.get_name()):
-        text.write(f"\nTask {task.get_name()!r}:\n")
-        task.print_stack(file=text)
+        text.write(f"\nTask {task.get_name()!r} (most recent call last):\n")
+        text.writelines(traceback.format_list(traceback.StackSummary.extract(_frames(task.get_coro()))))
     data = text.getvalue().encode(errors="backslashreplace")
     with contextlib.suppress(OSError):
         # Nobody is left to be told that it cannot be written.
         os.write(_stacks_file.fileno() if _stacks_file is not None else _STDERR, data)
+
+
+def _frames(awaited: object) -> Iterator[tuple[FrameType, int]]:
+    """The frames of a coroutine and of what it waits for, outermost first; a task itself tells only the first."""
+    while awaited is not None:
+        frame = _first(awaited, "cr_frame", "gi_frame", "ag_frame")
+        if frame is not None:
+            yield frame, frame.f_lineno
+        awaited = _first(awaited, "cr_await", "gi_yieldfrom", "ag_await")
+
+
+def _first(what: object, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(what, name, None)) is not None), None)
 
 
 def prepare_process(parent_pid: int) -> None:
