@@ -43,6 +43,9 @@ EXIT_FAILED = 5
 EXIT_NO_DEVICE = 4
 """As in the host's table of exit codes: they travel in ``InitializeFailed``."""
 
+REPORT_S = 1.0
+"""Between two reports of how the process does."""
+
 WARM_UP_TEXT = "Every room can hear me now."
 _WARM_UP_TOKENS = 8
 
@@ -173,24 +176,35 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
     vad_lane.start()
     serving = asyncio.create_task(server.serve(), name="server")
     stopping = asyncio.create_task(supervisor.stopping.wait(), name="stopping")
+    working: set[asyncio.Task[None]] = {serving}
     try:
         # One turn of the loop, in which the server binds its socket or fails to.
         await asyncio.sleep(0)
         if not serving.done():
             supervisor.send(s.Ready(f"{device}, {settings.max_rooms} rooms, {time.monotonic() - began:.1f} s"))
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done() and (error := serving.exception()) is not None:
-            logger.error("the server ended: %s", error)
-            return EXIT_FAILED
+            working.add(asyncio.create_task(_report(supervisor, server, device_lane, welcome), name="report"))
+        await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in working:
+            if task.done() and (error := task.exception()) is not None:
+                logger.error("%s ended: %s", task.get_name(), error)
+                return EXIT_FAILED
         return 0
     finally:
         stopping.cancel()
-        serving.cancel()
-        await asyncio.wait({serving})
+        for task in working:
+            task.cancel()
+        await asyncio.wait(working)
         vad_lane.stop()
         device_lane.stop()
         supervisor.send(s.Exiting(supervisor.reason))
         await supervisor.drain()
+
+
+async def _report(supervisor: Supervisor, server: InferenceServer, lane: DeviceLane, welcome: m.Welcome) -> None:
+    """Tell the supervisor how it goes, at once and then every second."""
+    while True:
+        supervisor.send(lane.report(welcome.device, server.rooms, welcome.max_rooms))
+        await asyncio.sleep(REPORT_S)
 
 
 async def _fail(supervisor: Supervisor, reason: str, exit_code: int) -> int:

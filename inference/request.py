@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.planner import Kind
 from inference.rooms import Room
 from inference.wire import messages as m
 
@@ -18,9 +19,11 @@ Ask = m.Transcribe | m.Generate | m.Speak
 class Request:
     """One request of one room. ``key`` is unique in the process (a job's own numbers are not).
 
-    ``asked``: seconds of the monotonic clock. The rest belongs to speech: ``start`` on the down clock
-    once the first block is written, ``outbox`` what did not fit the ring yet, ``complete`` when the
-    engine has nothing more to give.
+    ``asked``: seconds of the monotonic clock; ``due``: as much, or when it could have begun at the
+    earliest, for a phrase behind another of its room. ``judged`` and ``answered``: it was counted
+    (``inference/reports.py``). The rest belongs to speech: ``start`` on the down clock once the first block
+    is written, ``outbox`` what did not fit the ring yet, ``complete`` when the engine has nothing more to
+    give.
     """
 
     key: int
@@ -28,9 +31,26 @@ class Request:
     ask: Ask
     asked: float
     begun: bool = False
+    due: float = 0.0
+    judged: bool = False
+    answered: bool = False
     start: int | None = None
     outbox: deque[NDArray[np.int16]] = field(default_factory=deque)
     complete: bool = False
+
+    def __post_init__(self) -> None:
+        self.due = max(self.due, self.asked)
+
+    @property
+    def kind(self) -> Kind:
+        """The engine it is for."""
+        match self.ask:
+            case m.Transcribe():
+                return Kind.STT
+            case m.Generate():
+                return Kind.LLM
+            case m.Speak():
+                return Kind.TTS
 
     @property
     def number(self) -> int:

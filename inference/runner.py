@@ -12,6 +12,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,10 +34,12 @@ from inference.engines.base import (
     VoiceActivityEngine,
 )
 from inference.planner import Kind, Quantum, Task, choose
+from inference.reports import BusyShare, Tally, is_late
 from inference.request import Ask, Request
 from inference.rooms import Room, RoomClosedError
 from inference.wire import messages as m
 from inference.wire.errors import OverrunError
+from inference.wire.supervision import InferenceReport
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +78,10 @@ class DeviceLane:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[int, Request] = {}
         self._keys = itertools.count(1)
-        self._busy_s = 0.0
-        self._looked_at = time.monotonic()
+        self._tally = Tally()
+        self._counting = threading.Lock()
+        self._busy_of_load = BusyShare(time.monotonic())
+        self._busy_of_report = BusyShare(time.monotonic())
         self._thread = threading.Thread(target=self._run, name="device-lane", daemon=True)
 
     def start(self) -> None:
@@ -103,11 +108,21 @@ class DeviceLane:
 
     def load(self) -> Load:
         """How busy the lane is."""
-        kinds = [type(request.ask) for request in list(self._requests.values())]
-        now = time.monotonic()
-        busy = self._busy_s / max(now - self._looked_at, 1e-6)
-        self._busy_s, self._looked_at = 0.0, now
-        return Load(kinds.count(m.Transcribe), kinds.count(m.Generate), kinds.count(m.Speak), min(1.0, busy))
+        waiting, now = self._waiting(), time.monotonic()
+        with self._counting:
+            busy = self._busy_of_load.look(self._tally.busy_s(now), now)
+        return Load(waiting[Kind.STT], waiting[Kind.LLM], waiting[Kind.TTS], busy)
+
+    def report(self, device: str, rooms: int, max_rooms: int) -> InferenceReport:
+        """What was done since the start; ``busy`` is of the time since the last report."""
+        waiting, now = self._waiting(), time.monotonic()
+        with self._counting:
+            busy = self._busy_of_report.look(self._tally.busy_s(now), now)
+            pressure, stages = self._tally.pressure(now), self._tally.stages(waiting, now)
+        return InferenceReport(device, rooms, max_rooms, busy, pressure, stages)
+
+    def _waiting(self) -> Counter[Kind]:
+        return Counter(request.kind for request in list(self._requests.values()))
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -121,14 +136,15 @@ class DeviceLane:
                 return
             if quantum is None:
                 continue
-            began = time.monotonic()
+            self._count_begin(quantum)
             try:
                 self._perform(quantum)
             except Exception as exc:
                 logger.exception("a %s quantum failed", quantum.kind.value)
                 for key in quantum.requests:
                     self._end_failed(key, "engine", f"the {quantum.kind.value} engine failed: {exc}")
-            self._busy_s += time.monotonic() - began
+            with self._counting:
+                self._tally.quantum_ends(time.monotonic())
 
     def _handle_commands(self, timeout: float | None) -> bool:
         """Perform the commands that wait. True when the lane must end."""
@@ -143,6 +159,7 @@ class DeviceLane:
             return False
 
     def _plan(self) -> Quantum | None:
+        now = time.monotonic()
         tasks: list[Task] = []
         speaking: set[int] = set()
         for request in list(self._requests.values()):
@@ -163,7 +180,11 @@ class DeviceLane:
                     speaking.add(room.slot)
                     if not request.outbox:
                         tasks.append(Task(Kind.TTS, request.key, request.asked, buffered_s=buffered_s))
-        return choose(time.monotonic(), tasks, max_utterances=self._stt.max_batch)
+        for task in tasks:
+            request = self._requests[task.request]
+            if not request.judged and is_late(now, request.asked, task.deadline(now)):
+                self._judge(request, late=True, now=now)
+        return choose(now, tasks, max_utterances=self._stt.max_batch)
 
     def _perform(self, quantum: Quantum) -> None:
         requests = [self._requests[key] for key in quantum.requests if key in self._requests]
@@ -174,6 +195,28 @@ class DeviceLane:
                 self._generate(requests)
             case Kind.TTS:
                 self._speak(requests)
+
+    # --- what is counted ----------------------------------------------------------------------------
+
+    def _judge(self, request: Request, *, late: bool, now: float) -> None:
+        request.judged = True
+        with self._counting:
+            self._tally.judge(request.kind, late, now)
+
+    def _count_begin(self, quantum: Quantum) -> None:
+        now = time.monotonic()
+        for key in quantum.requests:
+            request = self._requests.get(key)
+            if request is not None and not request.judged:
+                self._judge(request, late=False, now=now)
+        with self._counting:
+            self._tally.quantum_begins(quantum.kind, len(quantum.requests), now)
+
+    def _count_answer(self, request: Request) -> None:
+        if not request.answered:
+            request.answered = True
+            with self._counting:
+                self._tally.answered(request.kind, time.monotonic() - request.due)
 
     # --- requests come and go -----------------------------------------------------------------------
 
@@ -193,13 +236,22 @@ class DeviceLane:
         then()
 
     def _forget(self, request: Request) -> None:
-        self._requests.pop(request.key, None)
+        self._remove(request)
         if request.begun:
             match request.ask:
                 case m.Generate():
                     self._llm.cancel(request.key)
                 case m.Speak():
                     self._tts.cancel(request.key)
+
+    def _remove(self, request: Request) -> None:
+        self._requests.pop(request.key, None)
+        if request.kind is Kind.TTS:
+            for other in list(self._requests.values()):
+                if other.kind is Kind.TTS and other.room is request.room:
+                    # It could not begin before this one had ended.
+                    other.due = time.monotonic()
+                    return
 
     def _end_failed(self, key: int, code: m.FailureCode, reason: str) -> None:
         request = self._requests.get(key)
@@ -230,7 +282,8 @@ class DeviceLane:
             if isinstance(result, EngineError):
                 self._end_failed(request.key, "engine", str(result))
                 continue
-            self._requests.pop(request.key, None)
+            self._remove(request)
+            self._count_answer(request)
             request.room.deliver(
                 m.Transcript(
                     request.number, result.text, result.language, result.avg_logprob, result.no_speech_prob, stt_ms
@@ -284,9 +337,11 @@ class DeviceLane:
 
     def _deliver_tokens(self, request: Request, out: TokensOut) -> None:
         if out.text:
+            self._count_answer(request)
             request.room.deliver(m.TextDelta(request.number, out.text))
         if out.finish is not None:
-            self._requests.pop(request.key, None)
+            self._count_answer(request)
+            self._remove(request)
             request.room.deliver(
                 m.GenerateDone(request.number, out.finish, out.prompt_tokens, out.cached_tokens, out.completion_tokens)
             )
@@ -321,6 +376,7 @@ class DeviceLane:
         try:
             if request.start is None and (request.outbox or request.complete):
                 request.start = request.room.speech_written()
+                self._count_answer(request)
                 request.room.deliver(m.SpeakStarted(request.number, request.start))
             while request.outbox:
                 block = request.outbox[0]
@@ -330,7 +386,7 @@ class DeviceLane:
                     return
                 request.outbox.popleft()
             if request.complete:
-                self._requests.pop(request.key, None)
+                self._remove(request)
                 assert request.start is not None
                 request.room.deliver(m.SpeakDone(request.number, request.start, request.room.speech_written()))
         except RoomClosedError:

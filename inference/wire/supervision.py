@@ -164,10 +164,11 @@ LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 class StageReport(Struct):
     """One stage since the process started. ``waiting``: requests that have not ended, now.
 
-    ``requests``: how many were begun; ``late``: how many of them began later than their listener would
-    notice. ``quanta``: batches run; ``busy_s``: device time of them. ``batch_sizes``: quanta by size, in
+    ``requests``: how many were begun, or waited too long to be; ``late``: how many of them a listener had to
+    wait for. ``quanta``: batches run; ``busy_s``: device time of them. ``batch_sizes``: quanta by size, in
     ``BATCH_BUCKETS``; ``batch_items``: the sum of their sizes. ``latencies``, ``latency_sum_s``: requests by
-    the time from asked to ended, in ``LATENCY_BUCKETS_S``. Counts are of their own bucket, not cumulative
+    the time from asked for (speech: from the end of the room's phrase before) to the first result
+    (transcript, text, samples), in ``LATENCY_BUCKETS_S``. Counts are of their own bucket, not cumulative
     over buckets.
     """
 
