@@ -8,8 +8,6 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import typer
-
 logger = logging.getLogger(__name__)
 
 OnSignal = Callable[[signal.Signals], None]
@@ -56,7 +54,7 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 def run(work: Coroutine[Any, Any, None], on_signal: OnSignal | None = None) -> None:
     """Run ``work`` on an event loop of its own. Without ``on_signal``, SIGINT and SIGTERM cancel it, and it tidies up.
 
-    Raises ``typer.Exit`` with 128 + the signal's number where a signal cancelled it.
+    Raises ``SystemExit`` with 128 + the signal's number where a signal cancelled it.
     """
     received: list[signal.Signals] = []
 
@@ -82,4 +80,4 @@ def run(work: Coroutine[Any, Any, None], on_signal: OnSignal | None = None) -> N
     except asyncio.CancelledError:
         if not received:
             raise
-        raise typer.Exit(128 + received[0]) from None
+        raise SystemExit(128 + received[0]) from None

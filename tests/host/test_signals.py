@@ -91,7 +91,6 @@ run(host.run(), Stopping(host.drain, host.aclose, lambda text: None))
 
 CANCELLED = """
 import asyncio
-import typer
 from host.signals import run
 
 async def work():
@@ -101,10 +100,7 @@ async def work():
     finally:
         print("tidied up", flush=True)
 
-try:
-    run(work())
-except typer.Exit as exit:
-    raise SystemExit(exit.exit_code)
+run(work())
 """
 
 
