@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from host.config import models_dir as folder_of
 from host.config import worker_options
-from host.errors import ConfigError, HostError, ModelsError
+from host.errors import ConfigError, ModelsError
 from host.flags import (
     ConfigOption,
     DeviceOption,
@@ -19,9 +17,9 @@ from host.flags import (
     LogLevelOption,
     ModelsDirOption,
     ProfileOption,
-    errors,
     load,
     output,
+    reported,
 )
 from host.options import DEFAULT_PORT
 from host.prepare import agent_functions, model_errors, prepared
@@ -47,11 +45,8 @@ app.command()(simulate)
 
 def main() -> None:
     """Entry point of the command ``host``: every foreseen error is one message and its exit code."""
-    try:
+    with reported():
         app()
-    except HostError as exc:
-        errors.print(f"[bold red]error:[/] {escape(str(exc))}", soft_wrap=True)
-        sys.exit(exc.exit_code)
 
 
 # --- talk -----------------------------------------------------------------------------------------

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from host.config import Config, load_config
+from host.errors import HostError
 from host.telemetry import configure_logging
 
 errors = Console(stderr=True)
@@ -73,3 +77,13 @@ def load(
     as_text = settings.log_format == "auto" and (quiet or settings.worker.dev)
     configure_logging(level, "text" if as_text else settings.log_format)
     return msgspec.structs.replace(settings, log_level=level)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Every foreseen error becomes one message on stderr and ends the program with its exit code."""
+    try:
+        yield
+    except HostError as exc:
+        errors.print(f"[bold red]error:[/] {escape(str(exc))}", soft_wrap=True)
+        sys.exit(exc.exit_code)

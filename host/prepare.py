@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from host.config import Config, check_options, inference_environment, job_environment, models_dir
 from host.errors import ConfigError, ModelsError
 from host.job.functions import import_path, reference_of
-from host.options import BUILT_IN_AGENT, WorkerOptions
+from host.options import WorkerOptions
 from host.runtime_dir import runtime_dir
-from host.supervisor import SupervisorOptions
+from host.supervisor_options import SupervisorOptions
 from inference.wire.supervision import InitializeInference
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def agent_functions(path: Path | None) -> AgentFunctions:
     """What the agent file defines; without one, the built-in agent. Raises ``ConfigError`` naming file and line."""
     from host.agent_file import AgentFunctions, read_agent_file
 
-    return read_agent_file(path) if path is not None else AgentFunctions(BUILT_IN_AGENT)
+    return read_agent_file(path) if path is not None else AgentFunctions()
 
 
 def verified_models(config: Config) -> ResolvedProfile:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from host.config import worker_options
+from host.config import Config, worker_options
 from host.errors import ConfigError
 from host.flags import (
     ApiKeyOption,
@@ -21,7 +22,9 @@ from host.flags import (
     UrlOption,
     errors,
     load,
+    reported,
 )
+from host.options import WorkerOptions
 from host.prepare import agent_functions
 from host.signals import Stopping, run
 
@@ -132,14 +135,29 @@ def serve(
         },
         inference={"max_rooms": max_rooms},
     )
+    options = worker_options(settings, agent_functions(agent))
+    _serve(options, settings)
+
+
+def run_worker(options: WorkerOptions) -> None:
+    """Serve as ``host serve`` does, for a program with options of its own: logs, signals, errors and exit codes.
+
+    Models, inference and logs are configured by file and environment, as always; LIVEKIT_DEV_MODE and
+    LIVEKIT_LOG_LEVEL count where the options leave it open. Ends the program with an exit code.
+    """
+    with reported():
+        settings = load(None, log_level=options.log_level, worker={"dev": options.dev or None})
+        _serve(replace(options, dev=settings.worker.dev, log_level=settings.log_level), settings)
+
+
+def _serve(options: WorkerOptions, settings: Config) -> None:
     for value, name in (
-        (settings.worker.ws_url, "LIVEKIT_URL (or --url)"),
-        (settings.worker.api_key, "LIVEKIT_API_KEY (or --api-key)"),
-        (settings.worker.api_secret, "LIVEKIT_API_SECRET (or --api-secret)"),
+        (options.ws_url or settings.worker.ws_url, "LIVEKIT_URL (or --url)"),
+        (options.api_key or settings.worker.api_key, "LIVEKIT_API_KEY (or --api-key)"),
+        (options.api_secret or settings.worker.api_secret, "LIVEKIT_API_SECRET (or --api-secret)"),
     ):
         if not value:
             raise ConfigError(f"{name} is not set: it says which LiveKit server to serve")
-    options = worker_options(settings, agent_functions(agent))
 
     from host.worker import Worker
 
