@@ -69,6 +69,13 @@ class HostProcess:
             with refused:
                 return refused.code, refused.read().decode()
 
+    def healthy(self) -> bool:
+        """Whether it is up and registered, as a health check sees it."""
+        try:
+            return self.get("/") == (200, "OK")
+        except urllib.error.URLError:
+            return False
+
     def worker(self) -> dict[str, Any]:
         status, text = self.get("/worker")
         assert status == 200, text
@@ -83,8 +90,12 @@ class HostProcess:
             assert time.monotonic() < deadline, f"waited {deadline_s} s for {what}:\n{self.log}"
             time.sleep(0.05)
 
+    def registered(self, times: int = 1) -> bool:
+        assert self.process.poll() is None, f"the host ended:\n{self.log}"
+        return self.log.count("registered with LiveKit") >= times
+
     def wait_registered(self, deadline_s: float = 120.0, times: int = 1) -> None:
-        self.wait(lambda: self.log.count("registered with LiveKit") >= times, deadline_s, "the registration")
+        self.wait(lambda: self.registered(times), deadline_s, "the registration")
 
     # --- its processes ----------------------------------------------------------------------------
 
@@ -151,22 +162,25 @@ def host_serve(
     *arguments: str,
     config: str = "",
     secrets: Mapping[str, str] | None = None,
-    port: int = 0,
+    port: int | None = 0,
 ) -> Iterator[HostProcess]:
-    """``host serve ARGUMENTS`` against ``server`` with ``config`` as its file; ended at the end, if need be killed."""
+    """``host serve ARGUMENTS`` against ``server`` with ``config`` as its file; ended at the end, if need be killed.
+
+    ``secrets``: further environment variables. ``port``: 0 picks one, None leaves it to the configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "roomful.toml").write_text(config)
-    port = port or free_port()
+    flags = [] if port is None else ["--port", str(port := port or free_port())]
     url = server if isinstance(server, str) else server.url
     with (folder / "host.log").open("wb") as log:
         process = subprocess.Popen(
-            [*COMMAND, *arguments, "--port", str(port), "--config", str(folder / "roomful.toml")],
+            [*COMMAND, *arguments, *flags, "--config", str(folder / "roomful.toml")],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
             env={**environment(folder, url), **(secrets or {})},
         )
-    host = HostProcess(process, port, folder)
+    host = HostProcess(process, port or 0, folder)
     try:
         yield host
     finally:

@@ -65,7 +65,7 @@ async def test_the_supervisor_answers_while_every_core_is_busy(
         arguments = (str(AGENT), "--agent-name", "busy")
         with host_serve(tap.url, tmp_path / "host", *arguments, config=config) as host:
             # Looked for from the event loop: the registration goes through this process.
-            await until(lambda: "registered with LiveKit" in host.log, 60, "the registration")
+            await until(host.registered, 60, "the registration")
             with every_core_busy() as loops:
                 tap.pongs.clear()
                 rooms = [f"{room_name}-{number}" for number in range(OFFERS)]
