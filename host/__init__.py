@@ -10,33 +10,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from host.capacity import LoadParts
     from host.errors import HostError
     from host.job.agent import VoiceAgent
     from host.job.context import JobContext, JobProcess
     from host.job.pipeline import VoiceSession
     from host.job.settings import SessionSettings
-    from host.worker import Worker, WorkerOptions
+    from host.options import JobExecutorType, WorkerOptions, WorkerPermissions, WorkerType
+    from host.request import AssignmentTimeoutError, JobAcceptArguments, JobRequest, NoCapacityError
+    from host.worker import Worker
 
 __all__ = [
+    "AssignmentTimeoutError",
     "HostError",
+    "JobAcceptArguments",
     "JobContext",
+    "JobExecutorType",
     "JobProcess",
+    "JobRequest",
+    "LoadParts",
+    "NoCapacityError",
     "SessionSettings",
     "VoiceAgent",
     "VoiceSession",
     "Worker",
     "WorkerOptions",
+    "WorkerPermissions",
+    "WorkerType",
 ]
 
 _HOMES = {
+    "AssignmentTimeoutError": "host.request",
     "HostError": "host.errors",
+    "JobAcceptArguments": "host.request",
     "JobContext": "host.job.context",
+    "JobExecutorType": "host.options",
     "JobProcess": "host.job.context",
+    "JobRequest": "host.request",
+    "LoadParts": "host.capacity",
+    "NoCapacityError": "host.request",
     "SessionSettings": "host.job.settings",
     "VoiceAgent": "host.job.agent",
     "VoiceSession": "host.job.pipeline",
     "Worker": "host.worker",
-    "WorkerOptions": "host.worker",
+    "WorkerOptions": "host.options",
+    "WorkerPermissions": "host.options",
+    "WorkerType": "host.options",
 }
 
 
