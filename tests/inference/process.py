@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +28,18 @@ class InferenceProcess:
     settings: s.InitializeInference
     pid: int
     log: list[s.LogLine] = field(default_factory=list)
+    reports: list[s.InferenceReport] = field(default_factory=list)
+    reported: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def connect(self, *, token: str | None = None, name: str = "test") -> InferenceClient:
         return await InferenceClient.connect(self.settings.socket_path, token or self.settings.token, name=name)
+
+    async def report(self, accepts: Callable[[s.InferenceReport], bool] = lambda _: True) -> s.InferenceReport:
+        """The first report from now on that ``accepts`` takes."""
+        async with self.reported:
+            since = len(self.reports)
+            await self.reported.wait_for(lambda: any(accepts(report) for report in self.reports[since:]))
+            return next(report for report in self.reports[since:] if accepts(report))
 
     @asynccontextmanager
     async def room(self, name: str = "room") -> AsyncIterator[InferenceRoom]:
@@ -113,5 +122,10 @@ async def _until_ready(control: MessageStream, running: InferenceProcess) -> Non
 
 async def _collect_log(control: MessageStream, running: InferenceProcess) -> None:
     async for received in control:
-        if isinstance(received.message, s.LogLine):
-            running.log.append(received.message)
+        match received.message:
+            case s.LogLine() as line:
+                running.log.append(line)
+            case s.InferenceReport() as report:
+                async with running.reported:
+                    running.reports.append(report)
+                    running.reported.notify_all()
