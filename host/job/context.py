@@ -10,10 +10,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from livekit.protocol.agent import Job
+
 from host.job.agent import VoiceAgent
 from host.job.pipeline import VoiceSession
-from host.job.room import Room, RoomEndedError
+from host.job.room import LocalParticipant, Room, RoomEndedError
 from host.job.settings import SessionSettings
+from host.request import JobAcceptArguments
 from inference.client import InferenceClient, InferenceError
 from inference.wire.supervision import JobStatus, TurnReport
 
@@ -27,38 +30,40 @@ ShutdownCallback = Callable[[str], Awaitable[None] | None]
 
 @dataclass(slots=True)
 class JobProcess:
-    """The process a job runs in. ``userdata`` is filled by the agent file's ``prewarm``."""
+    """The process a job runs in. ``userdata`` is filled by the user's ``prewarm``."""
 
     userdata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class JobInfo:
-    """The job as it was dispatched. ``agent_identity``: who the agent is in the room."""
-
-    id: str
-    room: str
-    metadata: str = ""
-    agent_identity: str = ""
-
-
 class JobContext:
-    """One job: its room, its session, its end. Made by the job process, handed to the entrypoint."""
+    """One job: its room, its session, its end. Made by the job process, handed to the entrypoint.
+
+    ``job``: as the server dispatched it (in a local room one is made). ``worker_id``: the registration it
+    came by. ``accept``: who the agent is in the room. ``log_context_fields``: what every log record of
+    this job carries; add to it. ``proc``: the process, with what ``prewarm`` left in its ``userdata``.
+    """
 
     def __init__(
         self,
         room: Room,
-        info: JobInfo,
+        job: Job,
         process: JobProcess,
         inference_socket: str,
         inference_token: str,
         settings: SessionSettings,
         report: Callable[[TurnReport], None],
+        *,
+        worker_id: str = "",
+        accept: JobAcceptArguments | None = None,
+        log_context_fields: dict[str, Any] | None = None,
     ) -> None:
         self.room = room
-        self.job = info
+        self.job = job
         self.proc = process
-        self.log_fields = {"job": info.id, "room": info.room}
+        self.worker_id = worker_id
+        self.accept = accept or JobAcceptArguments()
+        self.log_context_fields: dict[str, Any] = {} if log_context_fields is None else log_context_fields
+        self.log_context_fields.update(job_id=job.id, room=room.name)
         self._inference_socket = inference_socket
         self._inference_token = inference_token
         self._settings = settings
@@ -71,6 +76,19 @@ class JobContext:
         self._tasks: asyncio.TaskGroup | None = None
         self._connected = False
 
+    @property
+    def local_participant_identity(self) -> str:
+        """The agent's identity in the room."""
+        return self.accept.identity
+
+    @property
+    def agent(self) -> LocalParticipant:
+        """The agent as a participant of the room (``livekit.rtc.LocalParticipant`` in a LiveKit room).
+
+        Raises ``ConnectionError`` before the room was joined.
+        """
+        return self.room.local_participant
+
     async def connect(self) -> None:
         """Join the room. Raises ``ConnectionError`` naming the room and the reason. Safe to call twice."""
         if self._connected:
@@ -80,8 +98,11 @@ class JobContext:
         self._task_group().create_task(self._watch_room(), name="room-end")
 
     async def wait_for_participant(self, identity: str = "") -> str:
-        """Wait for the caller (the first non-agent participant, or ``identity``) and return the identity."""
-        return await self.room.wait_for_participant(identity)
+        """Wait for the caller and return the identity.
+
+        The caller is ``identity``, else the participant whom the job is for, else the first who is no agent.
+        """
+        return await self.room.wait_for_participant(identity or self.job.participant.identity)
 
     async def start_session(self, agent: VoiceAgent) -> VoiceSession:
         """Begin the conversation as soon as the caller is there; one a job.
@@ -94,7 +115,7 @@ class JobContext:
         # The slot first: a caller should not be greeted by an agent that cannot hear.
         client = await InferenceClient.connect(self._inference_socket, self._inference_token, name=self.job.id)
         self._resources.push_async_callback(client.aclose)
-        inference = await client.open_room(self.job.room)
+        inference = await client.open_room(self.room.name)
         await self.room.open_speech(inference.speech_rate)
         await self.wait_for_participant()
         self._session = VoiceSession(
@@ -157,7 +178,7 @@ class JobContext:
                 if inspect.isawaitable(result := callback(self._reason)):
                     await result
             except Exception:
-                logger.exception("a shutdown callback failed", extra=self.log_fields)
+                logger.exception("a shutdown callback failed")
 
     async def _release(self) -> None:
         await self.room.leave()
@@ -191,15 +212,15 @@ async def run_job(
     try:
         await ctx._run(entrypoint)
     except* _EndedError:
-        logger.info("the job ends: %s", ctx._reason, extra=ctx.log_fields)
+        logger.info("the job ends: %s", ctx._reason)
     except* Exception as failures:
         status, error = "failed", _describe(failures)
         ctx.shutdown(error)
         if isinstance(_first(failures), InferenceError | ConnectionError):
             # What that means is said in one line; anything else needs its traceback.
-            logger.error("the job failed: %s", error, extra=ctx.log_fields)  # noqa: TRY400
+            logger.error("the job failed: %s", error)  # noqa: TRY400
         else:
-            logger.exception("the job failed: %s", error, extra=ctx.log_fields)
+            logger.exception("the job failed: %s", error)
     try:
         await ctx._end()
         await update(status, error)

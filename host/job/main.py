@@ -1,32 +1,31 @@
-"""The job process: one room, from the fork to the end. Started by ``host.forkserver``, already warm.
+"""The job: one room, from the fork to the end. Started by ``host.forkserver``, already warm, or in a thread.
 
-InitializeJob -> import the agent file, prewarm -> Ready ... StartJob -> the room -> Exiting
+InitializeJob -> import the user's functions, prewarm -> Ready ... StartJob -> the room -> Exiting
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import contextvars
 import inspect
+import json
 import logging
 import socket
-import sys
-import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import uvloop
-from livekit.protocol.agent import Job
+from livekit.protocol.agent import Job, JobType
 
-from host.job import builtin_agent
-from host.job.context import JobContext, JobInfo, JobProcess, run_job
+from host.job.context import JobContext, JobProcess, run_job
+from host.job.functions import AgentFileError, describe, extend_import_path, load_function, user_error
 from host.job.room import Room
 from host.job.room_livekit import LiveKitRoom
 from host.job.room_local import LocalRoom
 from host.job.settings import SessionSettings
-from inference.supervised import Supervisor, prepare_process
+from host.request import JobAcceptArguments
+from inference.supervised import Supervisor, prepare_process, write_stacks_to
 from inference.wire import supervision as s
 
 logger = logging.getLogger(__name__)
@@ -36,72 +35,40 @@ ACKNOWLEDGE_TIMEOUT_S = 5.0
 
 _EXIT_AGENT_FILE = 2
 """As in the host's table of exit codes: it travels in ``InitializeFailed``."""
+_OOM_SCORE = 500
+"""Of 1000: when the system runs out of memory it ends a job, one room, before the inference process."""
 
-_MODULE_NAME = "roomful_agent"
+_thread_log_fields: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar("log_fields")
 
 Entrypoint = Callable[[JobContext], Awaitable[None]]
 
 
-class AgentFileError(Exception):
-    """The user's agent file cannot be used; the message names the file and, where there is one, the line."""
-
-
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """What an agent file provides."""
+    """The user's functions."""
 
     entrypoint: Entrypoint
     prewarm: Callable[[JobProcess], object] | None = None
 
 
-def load_agent(agent_file: str) -> Agent:
-    """Import the agent file; "" gives the built-in agent. Raises ``AgentFileError``."""
-    if not agent_file:
-        return Agent(builtin_agent.entrypoint)
-    path = Path(agent_file).resolve()
-    if not path.is_file():
-        raise AgentFileError(f"agent file {agent_file}: there is no such file")
-    spec = importlib.util.spec_from_file_location(_MODULE_NAME, path)
-    if spec is None or spec.loader is None:
-        raise AgentFileError(f"agent file {agent_file}: not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE_NAME] = module
-    # As for a script: the modules beside the file can be imported.
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as exc:
-        raise AgentFileError(f"agent file {agent_file}{_line(exc, path)}: {type(exc).__name__}: {exc}") from exc
-    return _agent_of(module, agent_file)
-
-
-def _agent_of(module: ModuleType, agent_file: str) -> Agent:
-    entrypoint = getattr(module, "entrypoint", None)
+def load_agent(initialize: s.InitializeJob) -> Agent:
+    """Import the user's functions. Raises ``AgentFileError``."""
+    extend_import_path(initialize.import_path)
+    entrypoint = load_function(initialize.entrypoint)
     if not inspect.iscoroutinefunction(entrypoint):
-        raise AgentFileError(f"agent file {agent_file}: it must define `async def entrypoint(ctx: JobContext)`")
-    prewarm = getattr(module, "prewarm", None)
-    if prewarm is not None and not callable(prewarm):
-        raise AgentFileError(f"agent file {agent_file}: `prewarm` must be a function of one JobProcess")
-    return Agent(entrypoint, prewarm)
+        place, _, name = initialize.entrypoint.rpartition(":")
+        raise AgentFileError(f"{describe(place)}: it must define `async def {name}(ctx: JobContext)`")
+    return Agent(entrypoint, load_function(initialize.prewarm) if initialize.prewarm else None)
 
 
-def _line(exc: BaseException, path: Path) -> str:
-    """Where in the file it happened: ", line 7", or "" when that is not known."""
-    if isinstance(exc, SyntaxError) and exc.filename == str(path):
-        return f", line {exc.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == str(path)]
-    return f", line {lines[-1]}" if lines else ""
-
-
-async def _prewarm(agent: Agent, process: JobProcess, agent_file: str) -> None:
+async def _prewarm(agent: Agent, process: JobProcess, reference: str) -> None:
     if agent.prewarm is None:
         return
     try:
         if inspect.isawaitable(result := agent.prewarm(process)):
             await result
     except (Exception, SystemExit) as exc:
-        line = _line(exc, Path(agent_file).resolve())
-        raise AgentFileError(f"agent file {agent_file}{line}: prewarm: {type(exc).__name__}: {exc}") from exc
+        raise user_error(reference, exc) from exc
 
 
 def _room(start: s.StartJob, settings: SessionSettings) -> Room:
@@ -114,12 +81,17 @@ def _room(start: s.StartJob, settings: SessionSettings) -> Room:
         start.record,
         interrupt_after_s=settings.interrupt_after_s,
         response_timeout_s=settings.response_timeout_s,
+        identity=start.identity or "agent",
     )
 
 
-def _info(start: s.StartJob) -> JobInfo:
-    job = Job.FromString(start.job)
-    return JobInfo(start.job_id, start.room, metadata=job.metadata, agent_identity=start.identity)
+def _job(start: s.StartJob) -> Job:
+    """The job as the server describes it, or one for a local room."""
+    if start.job:
+        return Job.FromString(start.job)
+    job = Job(id=start.job_id, type=JobType.JT_ROOM)
+    job.room.name = start.room
+    return job
 
 
 class _Reporter:
@@ -148,12 +120,15 @@ async def _run_job(
     settings = SessionSettings.from_json(start.settings)
     ctx = JobContext(
         _room(start, settings),
-        _info(start),
+        _job(start),
         process,
         initialize.inference_socket,
         initialize.inference_token,
         settings,
         supervisor.send,
+        worker_id=start.worker_id,
+        accept=JobAcceptArguments(start.name, start.identity, start.metadata, json.loads(start.attributes)),
+        log_context_fields=supervisor.log_fields,
     )
 
     async def obey() -> None:
@@ -168,17 +143,39 @@ async def _run_job(
     return outcome.error or outcome.reason
 
 
-async def run(control: socket.socket) -> int:
-    """The process's life on its event loop; returns the exit code."""
+def _log_as_thread(fields: Mapping[str, object]) -> None:
+    """Add ``fields`` to what this task, and what it starts, logs in a process that others log in, too."""
+    _thread_log_fields.set(fields)
+    for handler in logging.getLogger().handlers:
+        # Adding it twice is adding it once.
+        handler.addFilter(_add_thread_fields)
+
+
+def _add_thread_fields(record: logging.LogRecord) -> bool:
+    for key, value in _thread_log_fields.get({}).items():
+        vars(record).setdefault(key, value)
+    return True
+
+
+async def run(control: socket.socket, *, in_thread: bool = False) -> int:
+    """The job's life on its event loop; returns the exit code.
+
+    ``in_thread``: the process is not the job's own. Its log records go where the process's go, with the
+    job's fields; its stacks are the process's.
+    """
     async with Supervisor(control) as supervisor:
         initialize = await supervisor.receive(s.InitializeJob)
         if initialize is None:
             return 0
-        supervisor.forward_logs(initialize.log_level)
+        if in_thread:
+            _log_as_thread(supervisor.log_fields)
+        else:
+            supervisor.forward_logs(initialize.log_level)
+            write_stacks_to(initialize.stacks_file)
         process = JobProcess()
         try:
-            agent = load_agent(initialize.agent_file)
-            await _prewarm(agent, process, initialize.agent_file)
+            agent = load_agent(initialize)
+            await _prewarm(agent, process, initialize.prewarm)
         except AgentFileError as exc:
             logger.debug("the agent file's error", exc_info=exc)
             supervisor.send(s.InitializeFailed(str(exc), _EXIT_AGENT_FILE))
@@ -193,7 +190,15 @@ async def run(control: socket.socket) -> int:
 
 
 def main(control: socket.socket, parent_pid: int) -> int:
-    """Entry of the process. ``control``: this job's socket. ``parent_pid``: the fork server. Returns the exit code."""
+    """Entry of the process. ``control``: this job's socket. ``parent_pid``: as for ``prepare_process``.
+
+    Returns the exit code.
+    """
     prepare_process(parent_pid)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    except OSError as exc:
+        # Only the order in which the kernel would choose is lost.
+        logger.debug("cannot set oom_score_adj: %s", exc)
     with control, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(control))

@@ -89,7 +89,6 @@ class VoiceSession:
         self._capture = Capture(inference, self._on_clock, self._waits_for_clock, now)
         self._player = Player(room, inference, now)
         self._recorder = room if isinstance(room, AnswerRecorder) else None
-        self._fields = {"job": job_id, "room": room.name}
         self._tasks: asyncio.TaskGroup | None = None
         self._transcriptions: dict[int, asyncio.Task[None]] = {}
         self._reply: Reply | None = None
@@ -243,7 +242,7 @@ class VoiceSession:
             case t.ResumeAnswer():
                 self._resume()
             case t.DropTurn():
-                logger.info("no words in what was heard", extra=self._fields)
+                logger.info("no words in what was heard")
                 self._report_interrupted()
 
     async def _transcribe(self, ask: t.Transcribe) -> None:
@@ -256,7 +255,6 @@ class VoiceSession:
                 logging.WARNING if ask.speculative else logging.ERROR,
                 "transcription failed: %s",
                 exc,
-                extra=self._fields,
             )
             self._feed(t.TranscriptFailed(ask.ticket))
         else:
@@ -327,12 +325,12 @@ class VoiceSession:
                 await self._write(reply, reply.utterance)
             except RequestFailedError as exc:
                 failed = True
-                logger.error("the answer failed: %s", exc, extra=self._fields)  # noqa: TRY400
+                logger.error("the answer failed: %s", exc)  # noqa: TRY400
             try:
                 await self._player.finish(reply.utterance)
             except RequestFailedError as exc:
                 failed = True
-                logger.error("a phrase was not spoken: %s", exc, extra=self._fields)  # noqa: TRY400
+                logger.error("a phrase was not spoken: %s", exc)  # noqa: TRY400
         finally:
             watch.cancel()
         self._note_heard()
@@ -375,7 +373,7 @@ class VoiceSession:
             except RequestFailedError as exc:
                 if exc.code != "too_long" or not self.history.drop_oldest_turn():
                     raise
-                logger.info("the conversation outgrew the context; its oldest turn is left out", extra=self._fields)
+                logger.info("the conversation outgrew the context; its oldest turn is left out")
             else:
                 return
 
@@ -400,7 +398,7 @@ class VoiceSession:
         self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
         self._report_turn(reply, interrupted=False)
         if not reply.said and not failed:
-            logger.warning("the model had nothing to say", extra=self._fields)
+            logger.warning("the model had nothing to say")
         self._reply = None
         reply.over.set()
         self._feed(t.AnswerFinished())
@@ -425,7 +423,7 @@ class VoiceSession:
     def _report_turn(self, reply: Reply, *, interrupted: bool) -> None:
         report = reply.report(self._job_id, interrupted=interrupted)
         if report is not None:
-            logger.info("turn %d: response after %.0f ms", report.turn, report.response_ms, extra=self._fields)
+            logger.info("turn %d: response after %.0f ms", report.turn, report.response_ms)
             self._report(report)
 
     # --- what the caller's client shows ---------------------------------------------------------------

@@ -19,12 +19,24 @@ class RoomEndedError(ConnectionError):
     """The room ended before the caller came. An end like any other, not a failure of the job."""
 
 
+class LocalParticipant(Protocol):
+    """The agent as a participant: in a LiveKit room ``livekit.rtc.LocalParticipant``, with all that it can do."""
+
+    @property
+    def identity(self) -> str:
+        """Who the agent is in the room."""
+
+
 class Room(Protocol):
     """One room, one caller, one agent."""
 
     @property
     def name(self) -> str:
         """The room's name."""
+
+    @property
+    def local_participant(self) -> LocalParticipant:
+        """The agent. Raises ``ConnectionError`` before the room was joined."""
 
     async def connect(self) -> None:
         """Join. Raises ``ConnectionError`` naming the room and the reason."""

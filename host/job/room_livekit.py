@@ -101,6 +101,11 @@ class LiveKitRoom:
         """The room's name."""
         return self._name
 
+    @property
+    def local_participant(self) -> rtc.LocalParticipant:
+        """The agent. Raises ``ConnectionError`` before the room was joined."""
+        return self._joined()[0].local_participant
+
     # --- joining and leaving ----------------------------------------------------------------------
 
     async def connect(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.job.resample import resample
-from host.job.room import AgentState, Side
+from host.job.room import AgentState, LocalParticipant, Side
 from host.job.waves import check_waves, read_wave, write_wave
 
 __all__ = ["Clock", "LocalRoom", "TranscriptNote", "check_waves"]
@@ -91,6 +91,13 @@ class _CallerTurn:
         return self.played >= self.last_sound
 
 
+@dataclass(frozen=True, slots=True)
+class LocalAgent:
+    """The agent in a local room."""
+
+    identity: str
+
+
 class LocalRoom:
     """``Room`` with recorded waves as the caller.
 
@@ -113,8 +120,10 @@ class LocalRoom:
         *,
         interrupt_after_s: float | None = None,
         response_timeout_s: float = 30.0,
+        identity: str = "agent",
         clock: Clock | None = None,
     ) -> None:
+        self.local_participant: LocalParticipant = LocalAgent(identity)
         self._name = name
         self._turns = [_load(path) for path in waves]
         self._out = out

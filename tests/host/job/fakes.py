@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,10 +24,16 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
+@dataclass(frozen=True)
+class FakeAgent:
+    identity: str = "agent"
+
+
 class FakeRoom:
     """Plays nothing by itself: ``hear`` lets time pass for the listener."""
 
     name = "fake"
+    local_participant = FakeAgent()
 
     def __init__(self) -> None:
         self.caller: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -44,6 +51,7 @@ class FakeRoom:
         self.log.append("connect")
 
     async def wait_for_participant(self, identity: str = "") -> str:
+        self.log.append(f"wait_for_participant {identity}".strip())
         return identity or "caller"
 
     async def open_speech(self, sample_rate: int) -> None:

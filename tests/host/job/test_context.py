@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from livekit.protocol.agent import Job as JobMessage
+from livekit.protocol.agent import JobType
 
 from host.job import context
 from host.job.agent import VoiceAgent
-from host.job.context import JobContext, JobInfo, JobOutcome, JobProcess, run_job
+from host.job.context import JobContext, JobOutcome, JobProcess, run_job
 from host.job.settings import SessionSettings
+from host.request import JobAcceptArguments
 from tests.host.job.fakes import FakeRoom
 
 
@@ -23,12 +26,14 @@ class Job:
         self.log = self.room.log
         self.ctx = JobContext(
             self.room,
-            JobInfo("job-1", "fake", metadata="{}", agent_identity="agent"),
+            JobMessage(id="job-1", room={"name": "fake"}, metadata="{}"),
             JobProcess({"warm": 1}),
             str(tmp_path / "no.sock"),
             "token",
             SessionSettings(),
             lambda _: None,
+            worker_id="AW_1",
+            accept=JobAcceptArguments("Mia", "agent", "meta", {"mood": "good"}),
         )
 
     async def update(self, status: str, error: str) -> None:
@@ -51,8 +56,10 @@ async def test_the_status_is_passed_on_before_the_room_is_left(job: Job, monkeyp
 
     async def entrypoint(ctx: JobContext) -> None:
         assert ctx.proc.userdata == {"warm": 1}
-        assert (ctx.job.id, ctx.job.room, ctx.job.agent_identity) == ("job-1", "fake", "agent")
-        assert ctx.log_fields == {"job": "job-1", "room": "fake"}
+        assert (ctx.job.id, ctx.job.room.name, ctx.job.metadata) == ("job-1", "fake", "{}")
+        assert (ctx.worker_id, ctx.accept.name, ctx.accept.attributes) == ("AW_1", "Mia", {"mood": "good"})
+        assert ctx.local_participant_identity == ctx.agent.identity == "agent"
+        assert ctx.log_context_fields == {"job_id": "job-1", "room": "fake"}
 
         async def late(reason: str) -> None:
             job.log.append(f"async callback: {reason}")
@@ -151,3 +158,15 @@ async def test_a_room_that_cannot_be_joined_fails_the_job(job: Job, monkeypatch:
     monkeypatch.setattr(job.room, "connect", refuse)
     outcome = await job.run(entrypoint)
     assert (outcome.status, outcome.error) == ("failed", "ConnectionError: cannot join room 'fake' at ws://x: refused")
+
+
+async def test_a_job_for_a_participant_waits_for_that_one(job: Job) -> None:
+    job.ctx.job.type = JobType.JT_PUBLISHER
+    job.ctx.job.participant.identity = "ada"
+
+    async def entrypoint(ctx: JobContext) -> None:
+        assert await ctx.wait_for_participant() == "ada"
+        assert await ctx.wait_for_participant("bob") == "bob"
+
+    assert (await job.run(entrypoint)).status == "success"
+    assert job.log[2:4] == ["wait_for_participant ada", "wait_for_participant bob"]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from livekit.protocol.agent import Job
 
 from host.job.agent import VoiceAgent
-from host.job.context import JobContext, JobInfo, JobOutcome, JobProcess, run_job
+from host.job.context import JobContext, JobOutcome, JobProcess, run_job
 from host.job.pipeline import VoiceSession
 from host.job.room_local import LocalRoom
 from host.job.settings import SessionSettings
@@ -65,7 +66,7 @@ class Call:
         self.sessions: list[VoiceSession] = []
         self.ctx = JobContext(
             self.room,
-            JobInfo("job", "call"),
+            Job(id="job"),
             JobProcess(),
             process.settings.socket_path,
             process.settings.token,
