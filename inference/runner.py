@@ -136,9 +136,13 @@ class DeviceLane:
                 return
             if quantum is None:
                 continue
-            self._count_begin(quantum)
+            # A command may have cancelled some of them.
+            requests = [self._requests[key] for key in quantum.requests if key in self._requests]
+            if not requests:
+                continue
+            self._count_begin(quantum.kind, requests)
             try:
-                self._perform(quantum)
+                self._perform(quantum.kind, requests)
             except Exception as exc:
                 logger.exception("a %s quantum failed", quantum.kind.value)
                 for key in quantum.requests:
@@ -186,9 +190,8 @@ class DeviceLane:
                 self._judge(request, late=True, now=now)
         return choose(now, tasks, max_utterances=self._stt.max_batch)
 
-    def _perform(self, quantum: Quantum) -> None:
-        requests = [self._requests[key] for key in quantum.requests if key in self._requests]
-        match quantum.kind:
+    def _perform(self, kind: Kind, requests: Sequence[Request]) -> None:
+        match kind:
             case Kind.STT:
                 self._transcribe(requests)
             case Kind.LLM:
@@ -203,14 +206,13 @@ class DeviceLane:
         with self._counting:
             self._tally.judge(request.kind, late, now)
 
-    def _count_begin(self, quantum: Quantum) -> None:
+    def _count_begin(self, kind: Kind, requests: Sequence[Request]) -> None:
         now = time.monotonic()
-        for key in quantum.requests:
-            request = self._requests.get(key)
-            if request is not None and not request.judged:
+        for request in requests:
+            if not request.judged:
                 self._judge(request, late=False, now=now)
         with self._counting:
-            self._tally.quantum_begins(quantum.kind, len(quantum.requests), now)
+            self._tally.quantum_begins(kind, len(requests), now)
 
     def _count_answer(self, request: Request) -> None:
         if not request.answered:
