@@ -100,8 +100,7 @@ def serve(
 ) -> None:
     """Register with a LiveKit server and answer in its rooms.
 
-    Ctrl-C (or SIGTERM) lets running rooms finish and takes no new ones; a second one ends at once, and so
-    does SIGQUIT.
+    Ctrl-C (or SIGTERM) lets running rooms finish and takes no new ones; a second one, or SIGQUIT, ends now.
     """
     settings = load(
         config,

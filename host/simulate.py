@@ -132,8 +132,7 @@ def simulate(
 ) -> None:
     """Run one job as the host would, without registering, and tell how it went.
 
-    In a local room, without any server; or, with --url or LIVEKIT_URL, in a room of that server, with a
-    token of its own.
+    In a local room without any server; or, with --url or LIVEKIT_URL, in a room of that server.
     """
     settings = load(
         config,

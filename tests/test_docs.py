@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import enum
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,11 +21,12 @@ import typer
 import yaml  # type: ignore[import-untyped]
 
 from host import cli, errors
+from host.agent_file import read_agent_file
 from host.config import Config, WorkerConfig
-from host.job.main import load_agent
-from host.job.settings import SessionSettings
+from host.job.functions import load_function
 from host.job.turn import TABLE
 from host.lifecycle import TRANSITIONS
+from host.options import WorkerOptions
 from inference.segments import DOWN_SAMPLES, SEGMENT_BYTES, UP_SAMPLES
 from inference.wire.connection import FORKSERVER, ROOM, SUPERVISION, Role
 from inference.wire.tlv import Message
@@ -133,13 +136,17 @@ def said_to_be_typed() -> Iterator[tuple[str, list[str]]]:
         for text in typed + inline_code(name):
             yield from invocations(text)
     for path in [*ROOT.glob("examples/*.py"), ROOT / "docker-compose.yml", ROOT / "deploy/.env.example"]:
-        yield from invocations("\n".join(re.findall(r"host(?:-cpu)? (?:serve|talk|models)[^\n`]*", path.read_text())))
+        yield from invocations(
+            "\n".join(re.findall(r"host(?:-cpu)? (?:serve|talk|simulate|status|models)[^\n`]*", path.read_text()))
+        )
 
 
 def test_commands_and_options_that_are_mentioned_exist() -> None:
     known = commands()
     mentioned = list(said_to_be_typed())
-    assert {"serve", "talk", "models list", "models download", "models verify"} <= {name for name, _ in mentioned}
+    assert {"serve", "talk", "simulate", "status", "models list", "models download", "models verify"} <= {
+        name for name, _ in mentioned
+    }
     for name, flags in mentioned:
         assert name in known, f"host {name}"
         assert set(flags) <= options(known[name]), f"host {name} {flags}"
@@ -179,28 +186,52 @@ def test_keys_of_the_json_output() -> None:
 # --- configuration ------------------------------------------------------------------------------------
 
 
+def as_toml(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, enum.Enum):
+        value = value.value
+    return "`inf`" if value == math.inf else f"`{json.dumps(value)}`"
+
+
 def configuration_keys() -> dict[str, str]:
-    """Every key and its default as TOML writes it."""
+    """Every key and its default as TOML writes it; of those that depend on the mode, both."""
     found: dict[str, str] = {}
+    options = WorkerOptions(entrypoint_fnc="")
+    production, development = options.resolved(cores=64), dataclasses.replace(options, dev=True).resolved(cores=64)
 
     def add(path: str, default: Any) -> None:
-        found[f"`{path}`"] = "none" if default is None else f"`{json.dumps(default)}`"
+        if dataclasses.is_dataclass(default) or isinstance(default, msgspec.Struct):
+            names = (
+                default.__struct_fields__
+                if isinstance(default, msgspec.Struct)
+                else [field.name for field in dataclasses.fields(default)]
+            )
+            for name in names:
+                add(f"{path}.{name}", getattr(default, name))
+            return
+        # Top level, or of [worker]: where the options know the default of the mode.
+        *section, name = path.split(".")
+        if default is None and section in ([], ["worker"]) and getattr(production, name) is not None:
+            both = as_toml(getattr(production, name)), as_toml(getattr(development, name))
+            found[f"`{path}`"] = f"{both[0]}; dev: {both[1]}"
+        else:
+            found[f"`{path}`"] = as_toml(default)
 
     for section in msgspec.structs.fields(Config):
-        default = getattr(Config(), section.name)
-        if isinstance(default, msgspec.Struct):
-            for field in msgspec.structs.fields(default):
-                add(f"{section.name}.{field.name}", getattr(default, field.name))
-        elif isinstance(default, SessionSettings):
-            for name, value in dataclasses.asdict(default).items():
-                add(f"{section.name}.{name}", value)
-        else:
-            add(section.name, default)
+        add(section.name, getattr(Config(), section.name))
     return found
 
 
 def test_configuration_table() -> None:
     assert {key: default for key, default, _ in table("README.md", "key", "default", "meaning")} == configuration_keys()
+
+
+def test_every_key_of_the_worker_is_a_flag_as_the_readme_says() -> None:
+    flags = options(commands()["serve"])
+    keys = set(WorkerConfig.__struct_fields__) - {"permissions", "ws_url"}
+    assert {f"--{key.replace('_', '-')}" for key in keys} | {"--url"} <= flags
+    assert "is also a flag of `host serve`" in " ".join(read("README.md").split())
 
 
 def test_configuration_example_is_accepted() -> None:
@@ -209,9 +240,10 @@ def test_configuration_example_is_accepted() -> None:
 
 
 def test_environment_variables() -> None:
-    in_code = set(re.findall(r'"((?:LIVEKIT|ROOMFUL)_\w+)"', read("host/config.py")))
+    in_code = set(re.findall(r'"((?:LIVEKIT|ROOMFUL)_\w+|NUM_CPUS)"', read("host/config.py")))
     assert in_code <= set(inline_code("README.md"))
-    named = re.findall(r"\b(?:LIVEKIT|ROOMFUL)_[A-Z_]+\b", read("README.md"))
+    assert {row[0].strip("`") for row in table("README.md", "environment variable", "what it sets")} == in_code
+    named = re.findall(r"\b(?:(?:LIVEKIT|ROOMFUL)_[A-Z_]+|NUM_CPUS)\b", read("README.md"))
     assert set(named) <= in_code
 
 
@@ -248,7 +280,8 @@ def test_the_example_in_the_readme_is_the_file_and_fits_on_a_screen() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_load_as_a_job_process_loads_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(path.parent))
-    assert load_agent(str(path)).entrypoint.__name__ == "entrypoint"
+    assert load_function(f"{path}:entrypoint").__name__ == "entrypoint"
+    assert read_agent_file(path).entrypoint == f"{path}:entrypoint"
 
 
 # --- ARCHITECTURE.md ------------------------------------------------------------------------------------
