@@ -277,7 +277,7 @@ async def test_the_request_function_turns_a_room_away(
     unserved = jobs.unserved("doorkeeper")
     async with caller_in(livekit, closed) as caller:
         await dispatch(livekit, closed, agent="doorkeeper")
-        await until(lambda: any(r.get("room") == closed for r in doorkeeper.records("job re")), 20, "the refusal")
+        await until(lambda: any(r.get("room") == closed for r in doorkeeper.records("job refused")), 20, "the refusal")
         # The next room is served: nothing of the one that was turned away is held.
         async with caller_in(livekit, room_name) as other:
             await dispatch(livekit, room_name, agent="doorkeeper")
