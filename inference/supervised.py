@@ -70,9 +70,10 @@ class _ForwardHandler(logging.Handler):
 
     def _forward(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if record.exc_info:
-            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
         own = {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
+        if record.exc_info:
+            # A field of its own, so that a log collector need not cut it out of the text.
+            own["exception"] = logging.Formatter().formatException(record.exc_info)[-_MAX_LOG_CHARS // 2 :]
         fields = {**self._process_fields, **own}
         # File names may hold bytes that are no UTF-8; they arrive here as lone surrogates.
         text = text[:_MAX_LOG_CHARS].encode(errors="backslashreplace").decode()

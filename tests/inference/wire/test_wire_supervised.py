@@ -113,9 +113,11 @@ async def test_log_records_arrive_with_their_fields_and_tracebacks() -> None:
             raise ValueError("no such thing")
         except ValueError:
             log.exception("failed")
-        text = (await log_line(parent)).text
-        assert text.startswith("failed\nTraceback")
-        assert text.endswith("ValueError: no such thing")
+        line = await log_line(parent)
+        assert line.text == "failed"
+        exception = json.loads(line.fields)["exception"]
+        assert exception.startswith("Traceback")
+        assert exception.endswith("ValueError: no such thing")
 
 
 async def test_log_records_carry_the_fields_of_the_process_unless_they_have_their_own() -> None:
