@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from host.job.pipeline import VoiceSession
     from host.job.settings import SessionSettings
     from host.options import JobExecutorType, WorkerOptions, WorkerPermissions, WorkerType
+    from host.program import run_worker
     from host.request import AssignmentTimeoutError, JobAcceptArguments, JobRequest, NoCapacityError
     from host.worker import Worker
 
@@ -37,6 +38,7 @@ __all__ = [
     "WorkerOptions",
     "WorkerPermissions",
     "WorkerType",
+    "run_worker",
 ]
 
 _HOMES = {
@@ -56,6 +58,7 @@ _HOMES = {
     "WorkerOptions": "host.options",
     "WorkerPermissions": "host.options",
     "WorkerType": "host.options",
+    "run_worker": "host.program",
 }
 
 

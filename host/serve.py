@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,6 @@ from host.flags import (
     UrlOption,
     errors,
     load,
-    reported,
 )
 from host.options import WorkerOptions
 from host.prepare import agent_functions
@@ -135,21 +133,11 @@ def serve(
         inference={"max_rooms": max_rooms},
     )
     options = worker_options(settings, agent_functions(agent))
-    _serve(options, settings)
+    serve_worker(options, settings)
 
 
-def run_worker(options: WorkerOptions) -> None:
-    """Serve as ``host serve`` does, for a program with options of its own: logs, signals, errors and exit codes.
-
-    Models, inference and logs are configured by file and environment, as always; LIVEKIT_DEV_MODE and
-    LIVEKIT_LOG_LEVEL count where the options leave it open. Ends the program with an exit code.
-    """
-    with reported():
-        settings = load(None, log_level=options.log_level, worker={"dev": options.dev or None})
-        _serve(replace(options, dev=settings.worker.dev, log_level=settings.log_level), settings)
-
-
-def _serve(options: WorkerOptions, settings: Config) -> None:
+def serve_worker(options: WorkerOptions, settings: Config) -> None:
+    """Serve until a signal ends it. Raises a ``HostError``."""
     for value, name in (
         (options.ws_url or settings.worker.ws_url, "LIVEKIT_URL (or --url)"),
         (options.api_key or settings.worker.api_key, "LIVEKIT_API_KEY (or --api-key)"),

@@ -19,6 +19,7 @@ from host.config import Config, PermissionsConfig, WorkerConfig, check_options, 
 from host.errors import ConfigError
 from host.job.settings import SessionSettings
 from host.options import BUILT_IN_AGENT, JobExecutorType, WorkerOptions, WorkerPermissions, WorkerType
+from host.program import run_worker
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,45 @@ def test_what_is_given_counts_in_development_too(monkeypatch: pytest.MonkeyPatch
     options = served.serve(*SERVER, "--dev", *given, "--log-format", "json").resolved(cores=2)
     assert (options.load_threshold, options.num_idle_processes, options.port) == (0.5, 3, 8082)
     assert served.logging == ("ERROR", "json")
+
+
+# --- a program of its own -----------------------------------------------------------------------------
+
+
+def test_a_program_serves_with_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("roomful.toml").write_text("[worker]\nmax_jobs = 9\n[inference]\nmax_rooms = 3\n")
+    monkeypatch.setenv("LIVEKIT_API_SECRET", "of the environment")
+    served = Served(monkeypatch)
+    given = dataclasses.replace(OPTIONS, ws_url="ws://127.0.0.1:1", api_key="k", max_jobs=2, port=0)
+    run_worker(given)
+    assert served.options == dataclasses.replace(given, log_level="INFO")
+    assert served.config is not None
+    assert served.config.inference.max_rooms == 3
+    assert served.config.worker.api_secret == "of the environment"
+
+
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_a_program_in_development(monkeypatch: pytest.MonkeyPatch, by_environment: bool) -> None:
+    if by_environment:
+        monkeypatch.setenv("LIVEKIT_DEV_MODE", "1")
+    served = Served(monkeypatch)
+    run_worker(
+        dataclasses.replace(OPTIONS, ws_url="ws://127.0.0.1:1", api_key="k", api_secret="s", dev=not by_environment)
+    )
+    assert served.options is not None
+    assert served.options.dev
+    assert served.logging == ("DEBUG", "text")
+
+
+def test_a_program_without_a_server_ends_with_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = Served(monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        run_worker(OPTIONS)
+    assert ended.value.code == ConfigError.exit_code
+    assert served.options is None
+    assert "LIVEKIT_URL" in capsys.readouterr().err
 
 
 # --- wrong values -------------------------------------------------------------------------------------
