@@ -214,14 +214,14 @@ async def supervisor_mb(folder: Path) -> float:
             await host.wait()
 
 
-def hardware() -> tuple[str, str]:
-    """The processor, and one line of everything that a number depends on."""
+def hardware() -> str:
+    """One line of everything that a number depends on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     memory_gb = psutil.virtual_memory().total / 1e9
     cores = len(os.sched_getaffinity(0))
-    line = f"{processor}, {cores} cores, {memory_gb:.0f} GB, Linux {platform.release()}, Python "
-    return processor, line + platform.python_version()
+    system = f"Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{processor}, {cores} cores, {memory_gb:.0f} GB, {system}"
 
 
 def stock() -> str:
@@ -267,9 +267,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200, help="jobs in a prewarmed process (default 200)")
     count = max(1, parser.parse_args().jobs)
-    processor, line = hardware()
+    device = hardware()
     console = Console(soft_wrap=True)
-    console.print(line, highlight=False)
+    console.print(device, highlight=False)
     warm, cold, idle_mb, host_mb = asyncio.run(measure(count))
     console.print(
         table(
@@ -293,7 +293,7 @@ def main() -> int:
         Bar("supervisor, RSS", host_mb, "MB", SUPERVISOR_MB),
         Bar("idle job process, USS", max(idle_mb), "MB", IDLE_JOB_MB),
     ]
-    print(json.dumps({"bench": "jobs", "device": processor, "bars": [bar.as_dict() for bar in bars]}))
+    print(json.dumps({"bench": "jobs", "device": device, "bars": [bar.as_dict() for bar in bars]}))
     return 0 if all(bar.as_dict()["holds"] for bar in bars) else 1
 
 
