@@ -74,8 +74,7 @@ def load(
         },
     )
     level = settings.log_level or ("WARNING" if quiet else settings.effective_log_level())
-    as_text = settings.log_format == "auto" and (quiet or settings.worker.dev)
-    configure_logging(level, "text" if as_text else settings.log_format)
+    configure_logging(level, settings.log_format, dev=quiet or settings.worker.dev)
     return msgspec.structs.replace(settings, log_level=level)
 
 

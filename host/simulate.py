@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 _STYLES: Mapping[str, str] = {"running": "bold", "success": "bold green", "failed": "bold red"}
 
-_LAST_WORD_S = 5.0
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Simulation:
@@ -80,18 +78,16 @@ async def hold(worker: Worker, simulation: Simulation) -> None:
         name="simulate-job",
     )
     try:
-        await asyncio.wait((running, job), return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            # What ended the host is the reason, where there is one; the job's result is there by then, or never comes.
-            await running
-        async with asyncio.timeout(_LAST_WORD_S if running.done() else None):
-            result = await job
+        # It ends with the host, too.
+        await asyncio.wait((job,))
     finally:
         job.cancel()
         limit.cancel()
         await worker.aclose("the simulation is over")
         await asyncio.wait((running, job, limit))
+    # What ended the host says more than what became of the job.
     await running
+    result = await job
     if result.status != "success":
         raise ConversationError(f"the job failed: {result.error}")
 

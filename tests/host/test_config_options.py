@@ -207,14 +207,14 @@ class Served:
         monkeypatch.setattr("host.worker.Worker", self)
         # Logging is the test runner's.
         monkeypatch.setattr("host.flags.configure_logging", self._configure_logging)
-        self.logging: tuple[str, str] = ("", "")
+        self.logging: tuple[str, str, bool] = ("", "", False)
 
     def __call__(self, options: WorkerOptions, config: Config) -> Served:
         self.options, self.config = options, config
         return self
 
-    def _configure_logging(self, level: str, log_format: str) -> None:
-        self.logging = (level, log_format)
+    def _configure_logging(self, level: str, log_format: str, *, dev: bool) -> None:
+        self.logging = (level, log_format, dev)
 
     async def run(self) -> None: ...
 
@@ -256,7 +256,7 @@ def test_flags_of_other_sections_arrive(monkeypatch: pytest.MonkeyPatch) -> None
     assert served.config.inference.device == "cpu"
     assert served.config.models.profile == "gpu-4b"
     assert served.config.models.dir == "/weights"
-    assert served.logging == ("WARNING", "json")
+    assert served.logging == ("WARNING", "json", False)
     assert served.options is not None
     assert served.options.log_level == "WARNING"
 
@@ -282,9 +282,9 @@ def test_development_changes_the_defaults(monkeypatch: pytest.MonkeyPatch) -> No
     assert (production.num_idle_processes, development.num_idle_processes) == (2, 0)
     assert (production.port, development.port) == (8081, 0)
     assert (production.log_level, development.log_level) == ("INFO", "DEBUG")
-    assert served.logging == ("DEBUG", "text")
+    assert served.logging == ("DEBUG", "auto", True)
     assert served.serve(*SERVER).resolved(cores=64).num_idle_processes == 4
-    assert served.logging == ("INFO", "auto")
+    assert served.logging == ("INFO", "auto", False)
 
 
 def test_what_is_given_counts_in_development_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_what_is_given_counts_in_development_too(monkeypatch: pytest.MonkeyPatch
     served = Served(monkeypatch)
     options = served.serve(*SERVER, "--dev", *given, "--log-format", "json").resolved(cores=2)
     assert (options.load_threshold, options.num_idle_processes, options.port) == (0.5, 3, 8082)
-    assert served.logging == ("ERROR", "json")
+    assert served.logging == ("ERROR", "json", True)
 
 
 # --- a program of its own -----------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_a_program_in_development(monkeypatch: pytest.MonkeyPatch, by_environmen
     )
     assert served.options is not None
     assert served.options.dev
-    assert served.logging == ("DEBUG", "text")
+    assert served.logging == ("DEBUG", "auto", True)
 
 
 def test_a_program_without_a_server_ends_with_the_exit_code(
