@@ -1,185 +1,281 @@
-"""The host as a LiveKit worker: takes jobs while there is room, gives each a process, says how it ended."""
+"""The host as a LiveKit worker: takes jobs while there is room, gives each a process, says how it ended.
+
+Importing this loads none of what only the supervisor needs: an agent file that names ``Worker`` is loaded by
+every job process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import psutil
-from livekit.protocol import agent
+from host.capacity import Capacity, LoadParts
+from host.errors import ConfigError, HostError
+from host.options import RequestFnc, WorkerOptions
+from inference.wire.supervision import JobUpdate, TurnReport
 
-from host.capacity import Capacity, Status
-from host.dispatch import PROTOCOL_VERSION, Dispatch, DispatchOptions, Permissions, agent_identity
-from host.errors import HostError
-from host.health import HealthServer
-from host.job.settings import SessionSettings
-from host.running_job import RunningJob
-from host.supervisor import Supervisor, SupervisorOptions
-from inference.wire.supervision import JobUpdate, StartJob, TurnReport
+if TYPE_CHECKING:
+    from host.config import Config
+    from host.dispatch import Dispatch
+    from host.running_job import JobResult
+    from host.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-_LOAD_INTERVAL_S = 0.5
-_LOAD_SAMPLES = 5
-"""CPU load is the mean of the last 2.5 s, as LiveKit's own workers measure it."""
+
+def _ignore(_: object) -> None:
+    """The default of callbacks."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """What ``host serve`` may be told; names and meanings as LiveKit's worker options.
-
-    ``agent_name``: "" takes the job of every room; a name takes only jobs dispatched to it.
-    ``load_threshold``: CPU load, 0 to 1, from which no further room is taken while rooms run.
-    ``max_retry``: attempts to reach the server again before giving up. ``drain_timeout``: seconds that
-    running rooms get to finish. ``host`` and ``port``: where the health check listens ("" is every
-    address, 0 picks a port). ``max_jobs``: rooms at once, 0 for as many as the inference process has
-    slots. ``session``: how conversations are held.
-    """
-
-    ws_url: str
-    api_key: str
-    api_secret: str
-    agent_name: str = ""
-    load_threshold: float = 0.7
-    max_retry: int = 16
-    drain_timeout: float = 1800.0
-    host: str = ""
-    port: int = 8081
-    permissions: Permissions = field(default_factory=Permissions)
-    max_jobs: int = 0
-    session: SessionSettings = field(default_factory=SessionSettings)
-
-
-@dataclass(slots=True)
-class _Job:
-    """One assigned job. ``running`` is None until it has a process; ``shutdown`` waits for that."""
-
-    room: str
-    task: asyncio.Task[None] | None = None
-    running: RunningJob | None = None
-    shutdown: str = ""
-
-    def end(self, reason: str) -> None:
-        self.shutdown = self.shutdown or reason
-        if self.running is not None:
-            self.running.shutdown(reason)
+async def _ignore_update(_: JobUpdate) -> None:
+    """The default of callbacks that are awaited."""
 
 
 class Worker:
     """``run`` brings the host up and serves; ``drain`` or ``aclose``, from another task, end it.
 
-    ``on_turn`` is told of every turn of every conversation.
+    ``config`` says what models there are and how inference is done; None reads file and environment.
+    ``on_turn`` is told of every turn of every conversation. Raises ``ConfigError``.
     """
 
     def __init__(
         self,
         options: WorkerOptions,
-        supervisor_options: SupervisorOptions,
+        config: Config | None = None,
         *,
-        on_turn: Callable[[TurnReport], None] = lambda _: None,
+        on_turn: Callable[[TurnReport], None] = _ignore,
     ) -> None:
-        self._options = options
-        self._on_turn = on_turn
-        self._supervisor = Supervisor(supervisor_options, on_progress=lambda text: logger.info("inference: %s", text))
-        self._capacity = Capacity(options.max_jobs or supervisor_options.inference.max_rooms, options.load_threshold)
-        self._dispatch = Dispatch(
-            DispatchOptions(
-                ws_url=options.ws_url,
-                api_key=options.api_key,
-                api_secret=options.api_secret,
-                agent_name=options.agent_name,
-                version=_version(),
-                max_retry=options.max_retry,
-                permissions=options.permissions,
-            ),
-            self,
+        from host.config import check_options, load_config
+        from host.health import HealthServer
+        from host.load import LoadMeter
+        from host.metrics import Metrics
+        from host.worker_jobs import WorkerJobs
+        from host.worker_load import LoadWatch
+
+        self._config = config = config or load_config()
+        self._options = options = _completed(options, config)
+        check_options(options)
+        assert options.load_threshold is not None
+        assert options.port is not None
+        self._capacity = Capacity(config.inference.max_rooms, options.load_threshold, options.max_jobs)
+        meter = LoadMeter(
+            num_cpus=config.num_cpus,
+            memory_budget_mb=config.inference.memory_budget_mb,
+            device=config.inference.device,
         )
-        self._health = HealthServer(options.host, options.port, problem=self._problem, describe=self._describe)
-        self._jobs: dict[str, _Job] = {}
-        self._cpu_loads: deque[float] = deque(maxlen=_LOAD_SAMPLES)
+        self._load = LoadWatch(meter, self._capacity, self._status_changed)
+        self._jobs = WorkerJobs(self._capacity, self._load.current, options.session, on_turn)
+        self._metrics = Metrics(self.describe)
+        self._health = HealthServer(
+            options.host, options.port, problem=self._problem, describe=self.describe, metrics=self._metrics.render
+        )
+        self._supervisor: Supervisor | None = None
+        self._dispatch: Dispatch | None = None
         self._gave_up = False
+        self._began = time.monotonic()
         self._main: asyncio.Task[None] | None = None
-        self._serving = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._serving = asyncio.Event()
+        self._over = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stop_reason = ""
 
+    def __repr__(self) -> str:
+        return f"<Worker {self.worker_id or 'unregistered'} jobs={self.active_jobs}/{self.max_jobs}>"
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> WorkerOptions:
+        """The options with the defaults of their mode, and what the environment says of the server."""
+        return self._options
+
     @property
     def port(self) -> int:
-        """Where the health check listens, once ``run`` has bound it."""
+        """Where health, status and metrics are served, once ``run`` has bound it."""
         return self._health.port
+
+    @property
+    def worker_id(self) -> str:
+        """The server's name for the present registration, "" while there is none."""
+        return self._dispatch.worker_id if self._dispatch is not None else ""
+
+    @property
+    def active_jobs(self) -> int:
+        """Jobs that run."""
+        return self._capacity.job_count
+
+    @property
+    def max_jobs(self) -> int:
+        """Jobs that may run at once: the smaller of ``WorkerOptions.max_jobs`` and the inference process's slots."""
+        return self._capacity.places
+
+    @property
+    def draining(self) -> bool:
+        """Whether running jobs finish and no other is taken."""
+        return self._capacity.draining
+
+    @property
+    def load(self) -> float:
+        """The load from 0 to 1: what ``load_fnc`` said last, or the largest of ``load_parts``."""
+        return self._load.current().value
+
+    @property
+    def load_parts(self) -> LoadParts:
+        """What the host itself measures: CPU, device memory, inference pressure and jobs, each from 0 to 1."""
+        return self._load.current().parts
+
+    def describe(self) -> dict[str, Any]:
+        """What ``/worker`` shows."""
+        from host.description import Snapshot, describe
+
+        supervisor, dispatch = self._supervisor, self._dispatch
+        return describe(
+            Snapshot(
+                options=self._options,
+                worker_id=self.worker_id,
+                status=self._jobs.status(),
+                told=dispatch.told if dispatch is not None else None,
+                uptime_s=time.monotonic() - self._began,
+                draining=self._capacity.draining,
+                places=self._capacity.places,
+                refusal=self._jobs.refusal(),
+                load=self._load.current(),
+                inference_ready=supervisor is not None and supervisor.inference_ready,
+                inference_restarts=supervisor.inference_restarts if supervisor is not None else 0,
+                report=supervisor.inference_report if supervisor is not None else None,
+                max_rooms=self._capacity.slots,
+                device=self._config.inference.device,
+                processes=supervisor.processes() if supervisor is not None else (),
+            )
+        )
+
+    def _problem(self) -> str:
+        if self._supervisor is None or not self._supervisor.inference_ready:
+            return "inference process not running"
+        if self._gave_up or (self._dispatch is not None and self._dispatch.unreachable):
+            return "failed to connect to livekit"
+        return ""
 
     # --- life -------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Bind the health port, start the processes, register, and serve until drained or closed.
+    async def run(self, *, unregistered: bool = False) -> None:
+        """Bind the HTTP port, start the processes, register, and serve until drained or closed. Once a worker.
 
-        Raises a ``HostError``: ``PortInUseError`` before anything is started, what the supervisor
-        raises, ``ConnectionFailedError``, ``AuthenticationError``.
+        ``unregistered``: no server is told, and there are no jobs but those of ``simulate_job``.
+        Raises a ``HostError``: ``ConfigError`` and ``PortInUseError`` before anything is started,
+        ``ModelsError``, what the supervisor raises, ``ConnectionFailedError``, ``AuthenticationError``.
         """
-        await self._health.start()
+        if self._main is not None:
+            raise RuntimeError("a worker runs once")
+        self._main = asyncio.create_task(self._run(unregistered), name="worker")
         try:
-            self._main = asyncio.create_task(self._run(), name="worker")
-            try:
-                await self._main
-            except asyncio.CancelledError:
-                # Told to end while the processes were still coming up; or else somebody cancelled us.
-                if not self._stopping.is_set() or not self._main.cancelled():
-                    raise
+            await self._main
+        except asyncio.CancelledError:
+            # Told to end while the processes were still coming up; or else somebody cancelled us.
+            if not self._stopping.is_set() or not self._main.cancelled():
+                raise
         finally:
-            await self._health.aclose()
+            self._over.set()
 
     async def drain(self) -> None:
         """Take no more jobs, let the running ones finish for up to ``drain_timeout``, then end as ``aclose``."""
         self._capacity.draining = True
-        self._dispatch.status_changed()
+        self._status_changed()
         if self._jobs:
-            logger.info("draining: %d rooms go on, no new ones are taken", len(self._jobs))
+            logger.info("draining: %d jobs go on, no new ones are taken", len(self._jobs))
         try:
             async with asyncio.timeout(self._options.drain_timeout):
-                await self._idle.wait()
+                await self._jobs.wait_idle()
         except TimeoutError:
-            logger.warning("%d rooms have not ended in %.0f s", len(self._jobs), self._options.drain_timeout)
+            logger.warning("%d jobs have not ended in %.0f s", len(self._jobs), self._options.drain_timeout)
         await self.aclose("the host has drained")
 
     async def aclose(self, reason: str = "the host is stopping") -> None:
-        """End now: rooms are told to finish, everything is stopped in order. Returns when ``run`` is about to."""
+        """End now: jobs are told to finish, everything is stopped in order. Returns when ``run`` is about to."""
         self._capacity.draining = True
         self._stop_reason = self._stop_reason or reason
         self._stopping.set()
         if self._main is not None:
-            if not self._serving:
+            if not self._serving.is_set():
                 self._main.cancel()
             await asyncio.wait([self._main])
 
-    async def _run(self) -> None:
-        async with self._supervisor:
-            self._serving = True
-            await self._serve()
+    async def _run(self, unregistered: bool) -> None:
+        from host.background import entered_in_thread, in_thread
+        from host.prepare import prepared
+        from host.supervisor import Supervisor
+        from host.user_functions import load_function, request_function
+        from host.worker_load import CustomLoad
 
-    async def _serve(self) -> None:
-        watch = asyncio.create_task(self._watch(), name="worker-watch")
-        dispatch = asyncio.create_task(self._dispatch.run(), name="worker-dispatch")
-        failed = asyncio.create_task(self._supervisor.wait_failed(), name="worker-failed")
+        request_fnc = await in_thread("request-fnc", lambda: request_function(self._options.request_fnc))
+        load_fnc = await in_thread("load-fnc", lambda: load_function(self._options.load_fnc))
+        if not unregistered:
+            self._jobs.told = self._dispatch = self._make_dispatch(request_fnc)
+        await self._health.start()
+        try:
+            async with entered_in_thread("prepare", prepared(self._config, self._options)) as supervisor_options:
+                self._jobs.supervisor = self._supervisor = Supervisor(
+                    supervisor_options,
+                    on_progress=lambda text: logger.info("inference: %s", text),
+                    observer=self._metrics,
+                )
+                async with self._supervisor:
+                    if load_fnc is not None:
+                        await self._load.use(CustomLoad(load_fnc, self))
+                    self._serving.set()
+                    await self._serve(self._supervisor)
+        finally:
+            self._load.close()
+            await self._health.aclose()
+
+    def _make_dispatch(self, request_fnc: RequestFnc) -> Dispatch:
+        from host.description import version
+        from host.dispatch import Dispatch, DispatchOptions
+
+        options = self._options
+        for value, variable in (
+            (options.ws_url, "LIVEKIT_URL"),
+            (options.api_key, "LIVEKIT_API_KEY"),
+            (options.api_secret, "LIVEKIT_API_SECRET"),
+        ):
+            if not value:
+                raise ConfigError(f"{variable} is not set: it says which LiveKit server to serve")
+        dispatch_options = DispatchOptions(
+            ws_url=options.ws_url,
+            api_key=options.api_key,
+            api_secret=options.api_secret,
+            agent_name=options.agent_name,
+            worker_type=options.worker_type,
+            version=version(),
+            max_retry=options.max_retry,
+            permissions=options.permissions,
+            request_fnc=request_fnc,
+        )
+        return Dispatch(dispatch_options, self._jobs)
+
+    async def _serve(self, supervisor: Supervisor) -> None:
+        watch = asyncio.create_task(self._load.run(supervisor), name="worker-load")
+        failed = asyncio.create_task(supervisor.wait_failed(), name="worker-failed")
         stopping = asyncio.create_task(self._stopping.wait(), name="worker-stopping")
-        tasks = (watch, dispatch, failed, stopping)
+        tasks: list[asyncio.Task[Any]] = [watch, failed, stopping]
+        if self._dispatch is not None:
+            dispatch = asyncio.create_task(self._dispatch.run(), name="worker-dispatch")
+            tasks.append(dispatch)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if dispatch.done() and self._jobs and not failed.done() and not stopping.done():
-                await self._outlive_dispatch(failed, stopping)
+            if self._jobs and not (watch.done() or failed.done() or stopping.done()):
+                await self._outlive_dispatch(watch, failed, stopping)
             # While there is a connection, so that the server hears how each job ended.
-            await self._end_jobs(self._stop_reason or "the host is stopping")
+            await self._jobs.end(self._stop_reason or "the host is stopping")
             if failed.done():
                 raise failed.result()
-            for ended in (watch, dispatch):
-                if ended.done():
-                    ended.result()
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -190,138 +286,62 @@ class Worker:
         self._gave_up = True
         self._capacity.draining = True
         logger.error("LiveKit is not coming back; %d rooms may finish", len(self._jobs))
-        idle = asyncio.create_task(self._idle.wait())
+        idle = asyncio.create_task(self._jobs.wait_idle(), name="worker-idle")
         try:
             await asyncio.wait((idle, *until), timeout=self._options.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             idle.cancel()
 
-    async def _end_jobs(self, reason: str) -> None:
-        for job in self._jobs.values():
-            job.end(reason)
-        if tasks := [job.task for job in self._jobs.values() if job.task is not None]:
-            await asyncio.wait(tasks)
+    def _status_changed(self) -> None:
+        self._jobs.told.status_changed()
 
-    async def _watch(self) -> None:
-        """Measure the CPU's load, and tell the server at once when the host becomes full or free."""
-        psutil.cpu_percent(None)
-        told = self.status().full
-        while True:
-            await asyncio.sleep(_LOAD_INTERVAL_S)
-            self._cpu_loads.append(psutil.cpu_percent(None) / 100)
-            if (full := self.status().full) != told:
-                told = full
-                self._dispatch.status_changed()
+    # --- jobs without dispatch --------------------------------------------------------------------
 
-    # --- what dispatch asks -----------------------------------------------------------------------
+    async def simulate_job(
+        self,
+        room: str,
+        participant_identity: str = "",
+        *,
+        metadata: str = "",
+        local: bool | None = None,
+        waves: Sequence[str] = (),
+        out: str = "",
+        record: str = "",
+        on_update: Callable[[JobUpdate], Awaitable[None]] = _ignore_update,
+    ) -> JobResult:
+        """Run a job in ``room`` that no server has assigned, as soon as the host serves; returns how it ended.
 
-    def offered(self, job: agent.Job) -> str:
-        """Hold a place for the job. Returns "" or why there is none."""
-        self._capacity.ready = self._supervisor.inference_ready
-        refusal = self._capacity.reserve(job.id, self._cpu_load())
-        self._update_idle()
-        return refusal
+        ``participant_identity``: whom the job is for. ``metadata``: the job's. ``local``: a room
+        without a server, in which the ``waves`` are the caller's turns and the agent's speech goes to ``out`` (both
+        sides to ``record``); None is local when no server is configured. Else the room is joined with
+        a token of our own. ``on_update`` is awaited for each status.
 
-    def withdrawn(self, job_id: str) -> None:
-        """Free the place of a job that does not come."""
-        self._capacity.release(job_id)
-        self._update_idle()
-        self._dispatch.status_changed()
+        Raises ``HostError`` when there is no place or no process for it, or the host ends before.
+        """
+        from host.simulated_job import joining, locally, simulated_job
 
-    def assigned(self, job: agent.Job, url: str, token: str) -> None:
-        """Start the job in a process of its own."""
-        start = StartJob(
-            job_id=job.id,
-            room=job.room.name,
-            transport="livekit",
-            job=job.SerializeToString(),
-            url=url,
-            token=token,
-            identity=agent_identity(job.id),
-            settings=self._options.session.to_json(),
-        )
-        self._capacity.launched(job.id)
-        self._jobs[job.id] = record = _Job(start.room)
-        self._update_idle()
-        record.task = asyncio.create_task(self._run_job(start, record), name=f"job {job.id}")
-        self._dispatch.status_changed()
+        start = simulated_job(self._options, room, participant_identity, metadata)
+        local = not self._options.ws_url if local is None else local
+        start = locally(start, waves, out, record) if local else joining(start, self._options)
+        await self._until_serving()
+        return await self._jobs.simulate(start, on_update)
 
-    def terminated(self, job_id: str) -> None:
-        """End a job because the server says so."""
-        if (job := self._jobs.get(job_id)) is not None:
-            logger.info("the server ends the job", extra={"job_id": job_id, "room": job.room})
-            job.end("terminated by the server")
-
-    def job_ids(self) -> Sequence[str]:
-        """The jobs that run now."""
-        return tuple(self._jobs)
-
-    def status(self) -> Status:
-        """What to tell the server about this host."""
-        self._capacity.ready = self._supervisor.inference_ready
-        return self._capacity.status(self._cpu_load())
-
-    def _cpu_load(self) -> float:
-        return sum(self._cpu_loads) / len(self._cpu_loads) if self._cpu_loads else 0.0
-
-    # --- one job ----------------------------------------------------------------------------------
-
-    async def _run_job(self, start: StartJob, record: _Job) -> None:
-        fields = {"job_id": start.job_id, "room": start.room}
-
-        async def on_update(update: JobUpdate) -> None:
-            await self._dispatch.report_job(start.job_id, update.status, update.error)
-
+    async def _until_serving(self) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (self._serving, self._over)]
         try:
-            running = await self._supervisor.launch(start, on_update=on_update, on_turn=self._on_turn)
-            record.running = running
-            logger.info("job started", extra={**fields, "pid": running.pid})
-            if record.shutdown:
-                running.shutdown(record.shutdown)
-            result = await running.wait()
-            level = logging.INFO if result.status == "success" else logging.ERROR
-            logger.log(level, "job ended: %s %s", result.status, result.error, extra=fields)
-        except HostError as exc:
-            logger.exception("job not started", extra=fields)
-            await self._dispatch.report_job(start.job_id, "failed", str(exc))
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            del self._jobs[start.job_id]
-            self._capacity.release(start.job_id)
-            self._update_idle()
-            self._dispatch.status_changed()
-
-    def _update_idle(self) -> None:
-        if self._capacity.is_empty():
-            self._idle.set()
-        else:
-            self._idle.clear()
-
-    # --- what the health port tells ---------------------------------------------------------------
-
-    def _problem(self) -> str:
-        if not self._supervisor.inference_ready:
-            return "inference process not running"
-        if self._gave_up or self._dispatch.unreachable:
-            return "failed to connect to livekit"
-        return ""
-
-    def _describe(self) -> dict[str, Any]:
-        status, told = self.status(), self._dispatch.told
-        return {
-            "agent_name": self._options.agent_name,
-            "worker_type": agent.JobType.Name(agent.JobType.JT_ROOM),
-            "worker_id": self._dispatch.worker_id,
-            "active_jobs": status.job_count,
-            "worker_load": round(status.load, 3),
-            # What the server believes; "" while it knows nothing of us.
-            "worker_status": "" if told is None else "WS_FULL" if told.full else "WS_AVAILABLE",
-            "sdk_version": _version(),
-            "protocol_version": PROTOCOL_VERSION,
-        }
+            for wait in waits:
+                wait.cancel()
+        if self._over.is_set():
+            raise HostError("the host has ended")
 
 
-def _version() -> str:
-    try:
-        return metadata.version("roomful")
-    except metadata.PackageNotFoundError:
-        return "0"
+def _completed(options: WorkerOptions, config: Config) -> WorkerOptions:
+    """The options with the defaults of their mode, and with the server that the configuration names."""
+    return replace(
+        options.resolved(config.cores()),
+        ws_url=options.ws_url or config.worker.ws_url,
+        api_key=options.api_key or config.worker.api_key,
+        api_secret=options.api_secret or config.worker.api_secret,
+    )
