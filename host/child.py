@@ -1,32 +1,22 @@
-"""One process under supervision: how it is made, watched, told to end, and made to end.
-
-A process comes from ``execute`` or from the ``ForkServerProcess``; ``Child`` is the conversation with it.
-Children ignore SIGTERM and SIGINT (only the supervisor acts on them), so in order is by message and by
-force is SIGKILL. Every signal goes through a pidfd,
-which cannot come to mean another process.
-"""
+"""One child under supervision: the conversation with it, from its first message to its exit code."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import os
-import select
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from host.errors import HostError
-from host.lifecycle import Beat, ChildEvent, ChildState, Heartbeat, follow
+from host.lifecycle import Beat, ChildEvent, ChildState, Heartbeat, RateLimit, follow
+from host.observer import KillReason, NoObserver, Observer, ProcessKind
+from host.process import Handle, ProcessInfo, describe_exit
 from inference.wire import supervision as s
-from inference.wire.connection import FORKSERVER, SUPERVISION, Role, State
+from inference.wire.connection import SUPERVISION, Role, State
 from inference.wire.errors import WireError
 from inference.wire.stream import MessageStream
 from inference.wire.tlv import Message
@@ -35,17 +25,12 @@ logger = logging.getLogger(__name__)
 
 EXIT_GRACE_S = 10.0
 """How long a child may take from its last word to its end: a device's memory is given back in that time."""
-_DUMP_GRACE_S = 0.5
-"""How long a child that does not answer has to write its stacks; nothing tells when they are written."""
 _LAST_WORDS_S = 2.0
 """How long to read on after a process has ended, should something it started hold its socket open."""
-_STDERR = 2
+_PING_WARNING_INTERVAL_S = 10.0
+"""A child that is slow all the time is said to be so this often."""
 
 _LOG_RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class SpawnError(Exception):
-    """There is no new process: the fork server is gone, or the system refused."""
 
 
 class InitializationError(Exception):
@@ -57,92 +42,34 @@ class InitializationError(Exception):
         self.refused = refused
 
 
-def describe_exit(code: int) -> str:
-    """An exit code as a person reads it; negative codes are signals, as in ``subprocess``."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"killed by {name}"
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How children are watched. Times are in seconds: see ``SupervisorOptions``.
 
-
-class Process:
-    """A process that cannot be mistaken for another. ``reap`` gives its exit code once it has ended.
-
-    Belongs to the event loop that made it. Takes ``pidfd`` over.
+    ``clock`` need not count time in which this process stood still. ``runtime_dir``: where children write
+    their stacks ("": to standard error).
     """
 
-    def __init__(self, pid: int, pidfd: int, reap: Callable[[], Awaitable[int]]) -> None:
-        self.pid = pid
-        self._pidfd = pidfd
-        self._reap = reap
-        self._ended = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(pidfd, self._on_ended)
+    ping_interval: float = 2.5
+    ping_timeout: float = 60.0
+    high_ping_threshold: float = 0.5
+    clock: Callable[[], float] = time.monotonic
+    observer: Observer = field(default_factory=NoObserver)
+    runtime_dir: str = ""
 
-    def _on_ended(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        self._ended.set()
+    def stacks_file(self, name: str) -> str:
+        """Where the child of that name writes its stacks; "" for its standard error."""
+        return str(Path(self.runtime_dir) / f"{name}.stacks") if self.runtime_dir else ""
 
-    def is_alive(self) -> bool:
-        """Whether it runs, asked of the kernel now."""
-        if self._pidfd < 0 or self._ended.is_set():
-            return False
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
-
-    def send_signal(self, number: signal.Signals) -> None:
-        """Signal it; if it has ended this does nothing."""
-        if not self.is_alive():
-            return
-        try:
-            signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            # It ended in between.
-            return
-
-    async def wait(self) -> int:
-        """Return its exit code when it has ended."""
-        await self._ended.wait()
-        return await self._reap()
-
-    def close(self) -> None:
-        """Give the descriptor back; the process, if it still runs, is nobody's."""
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-
-def execute(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Process, socket.socket]:
-    """Start ``command --control FD --parent PID``; returns the process and our end of its control socket.
-
-    Its standard output goes where its standard error goes: ours. Raises ``HostError``.
-    """
-    ours, theirs = socket.socketpair()
-    with theirs:
-        arguments = [*command, "--control", str(theirs.fileno()), "--parent", str(os.getpid())]
-        try:
-            popen = subprocess.Popen(
-                arguments,
-                env=dict(environment),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=_STDERR,
-                # Ctrl-C goes to the terminal's process group, and a child that still starts up does not ignore it yet.
-                process_group=0,
-            )
-        except OSError as exc:
-            ours.close()
-            raise HostError(f"cannot start {command[0]}: {exc}") from exc
-
-    async def reap() -> int:
-        return popen.wait()
-
-    return Process(popen.pid, os.pidfd_open(popen.pid), reap), ours
+    async def wait(self, future: asyncio.Future[Any], timeout_s: float) -> bool:
+        """Wait for ``future``; whether it was done within ``timeout_s`` on ``clock``. Does not cancel it."""
+        deadline = self.clock() + timeout_s
+        while not future.done():
+            if (left_s := deadline - self.clock()) <= 0:
+                return False
+            # The clock may stand still in between; then this waits again.
+            await asyncio.wait([future], timeout=left_s)
+        return True
 
 
 def _extra_fields(text: str) -> dict[str, Any]:
@@ -156,74 +83,97 @@ def _extra_fields(text: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in _LOG_RECORD_FIELDS}
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """How closely a child is watched, in seconds: see ``SupervisorOptions``."""
-
-    ping_interval: float
-    ping_timeout: float
-    high_ping_threshold: float
-
-
 class Child:
-    """A process that speaks ``SUPERVISION``.
+    """Something that speaks ``SUPERVISION``: a process, or a thread that stands for one.
 
     ``run`` must be running for anything to happen. ``receive`` gets the messages that are not about
-    being alive. ``clock`` is in seconds and need not count time in which this process stood still.
+    being alive. ``name`` is given to one child at a time.
     """
 
     def __init__(
         self,
         name: str,
-        process: Process,
+        kind: ProcessKind,
+        process: Handle,
         control: socket.socket,
         *,
         watch: Watch,
-        clock: Callable[[], float],
         receive: Callable[[Message], None],
     ) -> None:
         self.name = name
+        self.kind = kind
         self.pid = process.pid
         self.state = follow(ChildState.STARTING, ChildEvent.STARTED)
         self.job_id = ""
+        self.room = ""
+        self.memory_mb = 0.0
+        """As it was measured last; 0 before."""
         self.killed_because = ""
         self.exit_code = 0
         """Known when ``run`` has returned; negative for a signal, as in ``subprocess``."""
+        self.was_told_to_end = False
+        """Whether it ends because the supervisor wants it, by message or by force."""
+        self.stacks_file = watch.stacks_file(name)
         self._process = process
         self._stream = MessageStream(control, Role.CLIENT, SUPERVISION)
         self._watch = watch
-        self._clock = clock
         self._receive = receive
+        self._started_at = time.monotonic()
         self._ready: asyncio.Future[InitializationError | None] = asyncio.get_running_loop().create_future()
         self._heartbeat: Heartbeat | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._ping_s = -1.0
+        self._slow_pings = RateLimit(_PING_WARNING_INTERVAL_S)
+        self._group: asyncio.TaskGroup | None = None
+        self._end_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Child {self.name} pid={self.pid} {self.state.value}>"
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What a log record about it carries."""
+        return {"pid": self.pid, "job_id": self.job_id, "room": self.room}
 
     def is_idle(self) -> bool:
         """Whether it can be given a job."""
         return self.state is ChildState.READY
 
     def is_alive(self) -> bool:
-        """Whether the process runs, asked of the kernel now."""
+        """Whether it runs, asked of the kernel now."""
         return self._process.is_alive()
+
+    def describe(self) -> ProcessInfo:
+        """How it is now."""
+        return ProcessInfo(
+            name=self.name,
+            kind=self.kind,
+            pid=self.pid,
+            state=self.state.value,
+            job_id=self.job_id,
+            room=self.room,
+            memory_mb=self.memory_mb,
+            ping_ms=self._ping_s * 1000 if self._ping_s >= 0 else -1.0,
+            age_s=time.monotonic() - self._started_at,
+            cpu_s=self._process.cpu_s(),
+        )
 
     async def initialize(self, message: s.InitializeInference | s.InitializeJob, timeout_s: float) -> None:
         """Have it load; returns when it is ready. Raises ``InitializationError``; then it ends or is killed."""
         self._send(message)
-        await asyncio.wait([self._ready], timeout=timeout_s)
-        if not self._ready.done():
+        if not await self._watch.wait(self._ready, timeout_s):
             reason = f"it was not ready within {timeout_s:g} s"
-            self.kill(reason)
+            self.condemn(reason, "initialize")
             raise InitializationError(reason)
         if (error := self._ready.result()) is not None:
             raise error
+        self._watch.observer.process_ready(self.kind, time.monotonic() - self._started_at)
 
     def start_job(self, start: s.StartJob) -> None:
         """Give an idle job process its room."""
         self.state = follow(self.state, ChildEvent.ASSIGNED)
         self.job_id = start.job_id
+        self.room = start.room
         self._send(start)
 
     def acknowledge(self, job_id: str) -> None:
@@ -235,29 +185,66 @@ class Child:
         if self.state in (ChildState.STOPPING, ChildState.ENDED):
             return
         self.state = follow(self.state, ChildEvent.STOP)
+        self.was_told_to_end = True
         self._send(s.Shutdown(reason))
-        self._expect_end(grace_s, f"it did not end within {grace_s:g} s of being told to")
+        self._expect_end(grace_s, f"it did not end within {grace_s:g} s of being told to", "shutdown")
 
-    def kill(self, reason: str) -> None:
-        """SIGKILL it. The first ``reason`` given is kept in ``killed_because``."""
+    def found_dead(self) -> None:
+        """It has ended and only the kernel knows it yet: it is not idle any more."""
+        self.state = follow(self.state, ChildEvent.STOP)
+
+    def condemn(self, reason: str, why: KillReason) -> None:
+        """Kill it for a fault: its stacks go into the log first. Returns at once; the first reason is kept."""
+        if self.state is ChildState.ENDED or self.killed_because:
+            return
+        if self._group is None:
+            self.kill(reason, why)
+            return
+        self._note(reason, why)
+        self._group.create_task(self._show_and_kill(reason), name=f"{self.name}-kill")
+
+    def kill(self, reason: str, why: KillReason = "other") -> None:
+        """SIGKILL it now. The first ``reason`` given is kept in ``killed_because``."""
         if self.state is ChildState.ENDED:
             return
+        if not self.killed_because:
+            self._note(reason, why)
+        self._process.kill()
+
+    def _note(self, reason: str, why: KillReason) -> None:
         self.state = follow(self.state, ChildEvent.STOP)
-        self.killed_because = self.killed_because or reason
-        self._process.send_signal(signal.SIGKILL)
+        self.killed_because = reason
+        self.was_told_to_end = True
+        if self._process.is_alive():
+            self._watch.observer.process_killed(self.kind, why)
+
+    async def _show_and_kill(self, reason: str) -> None:
+        try:
+            stacks = await self._process.stacks(self.stacks_file)
+            logger.error(
+                "%s (pid %d) is killed: %s. Its stacks:\n%s",
+                self.name,
+                self.pid,
+                reason,
+                stacks,
+                extra=self.log_fields,
+            )
+        finally:
+            self._process.kill()
 
     async def run(self) -> int:
         """Supervise it to its end and give everything back; returns the exit code. Cancelling kills it."""
         try:
-            async with asyncio.TaskGroup() as group:
-                reading = group.create_task(self._read(), name=f"{self.name}-read")
-                beating = group.create_task(self._beat(), name=f"{self.name}-beat")
+            async with asyncio.TaskGroup() as self._group:
+                reading = self._group.create_task(self._read(), name=f"{self.name}-read")
+                beating = self._group.create_task(self._beat(), name=f"{self.name}-beat")
                 self.exit_code = await self._process.wait()
                 # What it said before it ended is still in the socket.
                 await asyncio.wait([reading], timeout=_LAST_WORDS_S)
                 reading.cancel()
                 beating.cancel()
         finally:
+            self._group = None
             if self._process.is_alive():
                 self.kill("its supervision was given up")
                 self.exit_code = await self._process.wait()
@@ -266,12 +253,14 @@ class Child:
 
     def _end(self) -> None:
         self.state = follow(self.state, ChildEvent.EXITED)
-        if self._deadline is not None:
-            self._deadline.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if not self._ready.done():
             self._ready.set_result(InitializationError(f"it ended before it was ready: {self.describe_end()}"))
         self._stream.close()
         self._process.close()
+        if self.stacks_file:
+            Path(self.stacks_file).unlink(missing_ok=True)
 
     def describe_end(self) -> str:
         """How it ended, for a person: the exit code or signal, and why it was killed if we did it."""
@@ -289,9 +278,9 @@ class Child:
             async for received in self._stream:
                 self._handle(received.message)
         except WireError as exc:
-            self.kill(f"its connection failed: {exc}")
+            self.condemn(f"its connection failed: {exc}", "other")
             return
-        self._expect_end(EXIT_GRACE_S, "it closed its connection and did not end")
+        self._expect_end(EXIT_GRACE_S, "it closed its connection and did not end", "other")
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -301,15 +290,17 @@ class Child:
                 self._log(message)
             case s.Ready():
                 self.state = follow(self.state, ChildEvent.READY)
-                self._heartbeat = Heartbeat(self._watch.ping_interval, self._watch.ping_timeout, self._clock())
-                self._ready.set_result(None)
+                self._heartbeat = Heartbeat(self._watch.ping_interval, self._watch.ping_timeout, self._watch.clock())
+                if not self._ready.done():
+                    self._ready.set_result(None)
             case s.InitializeFailed(reason=reason, exit_code=exit_code):
-                self._ready.set_result(InitializationError(reason, exit_code, refused=True))
-                self._expect_end(EXIT_GRACE_S, "it could not serve and did not end")
+                if not self._ready.done():
+                    self._ready.set_result(InitializationError(reason, exit_code, refused=True))
+                self._expect_end(EXIT_GRACE_S, "it could not serve and did not end", "other")
             case s.Exiting():
                 # Its event loop is over: nobody answers pings any more.
                 self._heartbeat = None
-                self._expect_end(EXIT_GRACE_S, "it said that it ends and did not")
+                self._expect_end(EXIT_GRACE_S, "it said that it ends and did not", "shutdown")
             case _:
                 self._receive(message)
 
@@ -318,7 +309,8 @@ class Child:
         if not target.isEnabledFor(line.level):
             return
         record = logging.makeLogRecord(
-            _extra_fields(line.fields)
+            self.log_fields
+            | _extra_fields(line.fields)
             | {
                 "name": line.logger,
                 "levelno": line.level,
@@ -329,7 +321,6 @@ class Child:
                 "process": self.pid,
                 "processName": self.name,
                 "pid": self.pid,
-                "job": self.job_id,
             }
         )
         target.handle(record)
@@ -339,149 +330,46 @@ class Child:
     async def _beat(self) -> None:
         await asyncio.wait([self._ready])
         while (heartbeat := self._heartbeat) is not None and not self._stream.is_closed:
-            match heartbeat.beat(self._clock()):
+            match heartbeat.beat(self._watch.clock()):
                 case Beat.PING:
                     self._send(s.Ping(time.monotonic_ns()))
                 case Beat.DEAD:
-                    await self._kill_unresponsive()
+                    self.condemn(f"it did not answer a ping within {self._watch.ping_timeout:g} s", "ping")
                     return
             # The clock may stand still in between; then this waits again.
-            await asyncio.sleep(max(heartbeat.wait_s(self._clock()), 0.01))
+            await asyncio.sleep(max(heartbeat.wait_s(self._watch.clock()), 0.01))
 
     def _answered(self) -> None:
         if self._heartbeat is None:
             return
-        round_trip_s = self._heartbeat.answered(self._clock())
-        if round_trip_s > self._watch.high_ping_threshold:
+        now = self._watch.clock()
+        self._ping_s = self._heartbeat.answered(now)
+        self._watch.observer.ping(self.kind, self._ping_s)
+        if self._ping_s <= self._watch.high_ping_threshold:
+            return
+        if (held_back := self._slow_pings.admit(now)) is not None:
             logger.warning(
-                "%s (pid %d) took %.0f ms to answer a ping: something blocks its event loop",
+                "%s (pid %d) took %.0f ms to answer a ping: something blocks its event loop%s",
                 self.name,
                 self.pid,
-                round_trip_s * 1000,
-                extra={"pid": self.pid, "job": self.job_id},
+                self._ping_s * 1000,
+                f" ({held_back} more such pings since this was said last)" if held_back else "",
+                extra=self.log_fields,
             )
 
-    async def _kill_unresponsive(self) -> None:
-        reason = f"it did not answer a ping within {self._watch.ping_timeout:g} s"
-        logger.error(
-            "%s (pid %d): %s; its stacks follow on stderr, then it is killed",
-            self.name,
-            self.pid,
-            reason,
-            extra={"pid": self.pid, "job": self.job_id},
-        )
-        self._process.send_signal(signal.SIGUSR1)
-        await asyncio.sleep(_DUMP_GRACE_S)
-        self.kill(reason)
-
-    def _expect_end(self, grace_s: float, reason: str) -> None:
+    def _expect_end(self, grace_s: float, reason: str, why: KillReason) -> None:
         """Kill it after ``grace_s``, unless that is to happen earlier anyway."""
-        loop = asyncio.get_running_loop()
-        if self._deadline is not None:
-            if self._deadline.when() <= loop.time() + grace_s:
-                return
-            self._deadline.cancel()
-        self._deadline = loop.call_later(grace_s, self.kill, reason)
+        end_at = self._watch.clock() + grace_s
+        if self._end_at is None or end_at < self._end_at:
+            self._end_at = end_at
+            self._set_timer(end_at, reason, why)
 
-
-class ForkServerProcess:
-    """The fork server as the supervisor sees it. ``run`` must be running for anything to happen."""
-
-    COMMAND = (sys.executable, "-P", "-m", "host.forkserver")
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        # A BLAS with threads of its own could not be forked.
-        self._process, control = execute(self.COMMAND, {**environment, "OPENBLAS_NUM_THREADS": "1"})
-        self.pid = self._process.pid
-        self._stream = MessageStream(control, Role.CLIENT, FORKSERVER)
-        self._spawning: deque[asyncio.Future[Process]] = deque()
-        self._exit_codes: dict[int, asyncio.Future[int]] = {}
-        self._gone = ""
-        self._deadline: asyncio.TimerHandle | None = None
-
-    async def spawn(self, name: str) -> tuple[Process, socket.socket]:
-        """A warm process, and our end of its control socket. Raises ``SpawnError``."""
-        if self._gone:
-            raise SpawnError(self._gone)
-        ours, theirs = socket.socketpair()
-        answer: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
-        try:
-            with theirs:
-                self._spawning.append(answer)
-                self._stream.send(s.Spawn(name), (theirs.fileno(),))
-                await self._stream.drain()
-            return await answer, ours
-        except BaseException:
-            ours.close()
-            raise
-
-    async def run(self) -> int:
-        """Serve until the process has ended; returns its exit code. Its jobs are gone then, too."""
-        code = 0
-        try:
-            async with asyncio.TaskGroup() as group:
-                reading = group.create_task(self._read(), name="forkserver-read")
-                code = await self._process.wait()
-                await asyncio.wait([reading], timeout=_LAST_WORDS_S)
-                reading.cancel()
-        finally:
-            if self._process.is_alive():
-                self._process.send_signal(signal.SIGKILL)
-                code = await self._process.wait()
-            self._end(code)
-        return code
-
-    def stop(self) -> None:
-        """Have it end by closing its socket; its jobs, if there still are any, are killed with it."""
-        self._stream.close()
-        if self._deadline is None:
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(EXIT_GRACE_S, self._process.send_signal, signal.SIGKILL)
-
-    async def _read(self) -> None:
-        try:
-            async for received in self._stream:
-                match received.message:
-                    case s.Spawned(pid=pid):
-                        self._spawned(pid, received.descriptors[0])
-                    case s.SpawnFailed(reason=reason):
-                        self._answer(SpawnError(reason))
-                    case s.Reaped(pid=pid, exit_code=code) if pid in self._exit_codes:
-                        self._exit_codes.pop(pid).set_result(code)
-        except WireError:
-            logger.exception("the fork server's connection failed")
-        self.stop()
-
-    def _spawned(self, pid: int, pidfd: int) -> None:
-        exit_code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._exit_codes[pid] = exit_code
-
-        async def reap() -> int:
-            return await asyncio.shield(exit_code)
-
-        self._answer(Process(pid, pidfd, reap))
-
-    def _answer(self, answer: Process | SpawnError) -> None:
-        waiting = self._spawning.popleft()
-        if isinstance(answer, SpawnError):
-            if not waiting.done():
-                waiting.set_exception(answer)
-        elif waiting.done():
-            # Whoever asked has given up.
-            answer.send_signal(signal.SIGKILL)
-            answer.close()
+    def _set_timer(self, end_at: float, reason: str, why: KillReason) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        left_s = end_at - self._watch.clock()
+        if left_s <= 0:
+            self.condemn(reason, why)
         else:
-            waiting.set_result(answer)
-
-    def _end(self, code: int) -> None:
-        self._gone = f"the fork server has ended: {describe_exit(code)}"
-        if self._deadline is not None:
-            self._deadline.cancel()
-        while self._spawning:
-            self._answer(SpawnError(self._gone))
-        # Nobody is left to tell how they ended; but the kernel has killed them with their parent.
-        for exit_code in self._exit_codes.values():
-            exit_code.set_result(-signal.SIGKILL)
-        self._exit_codes.clear()
-        self._stream.close()
-        self._process.close()
+            # The clock may stand still in between; then this waits again.
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._set_timer, end_at, reason, why)

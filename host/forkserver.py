@@ -1,16 +1,17 @@
 """The fork server: imports once what every job needs, then forks a warm process for each.
 
-    python -P -m host.forkserver --control FD --parent PID
+    python -P -m host.forkserver --control FD --parent PID --life FD [--stacks FILE]
 
-It holds one thread, one socket and one pipe, and no event loop, because all of that would be in
-every child. It ends when the supervisor's socket does, and its children end with it (the kernel
-kills them: ``prepare_process``).
+It holds one thread, one socket and one pipe of its own, and no event loop, because all of that would be in
+every child. It ends when the supervisor's socket does. Its children end with the supervisor and not with the
+fork server, so that one that is stuck can be replaced while rooms go on (``die_with``).
 """
 
 from __future__ import annotations
 
 import argparse
 import array
+import fcntl
 import gc
 import os
 import select
@@ -22,22 +23,27 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from inference.supervised import prepare_process
+from inference.supervised import prepare_process, write_stacks_to
 from inference.wire import supervision as s
 from inference.wire.connection import FORKSERVER, Connection, Received, Role, Signal
 from inference.wire.tlv import Message
 
 JobMain = Callable[[socket.socket, int], int]
+"""The job's end of its control socket; the pid of the parent that it is to die with (0: see ``die_with``)."""
 
 _READ_BYTES = 4096
 _MAX_DESCRIPTORS = 8
 
 
 class ForkServer:
-    """Forks a job process for each ``Spawn``, and reports its pid, its pidfd and its end."""
+    """Forks a job process for each ``Spawn``, and reports its pid, its pidfd and its end.
 
-    def __init__(self, control: socket.socket, job_main: JobMain) -> None:
+    ``life``: the end for reading of the pipe whose end ends the jobs.
+    """
+
+    def __init__(self, control: socket.socket, life: int, job_main: JobMain) -> None:
         self._control = control
+        self._life = life
         self._job_main = job_main
         self._connection = Connection(Role.SERVER, FORKSERVER)
         self._children: set[int] = set()
@@ -80,8 +86,6 @@ class ForkServer:
         require_single_thread()
         sys.stdout.flush()
         sys.stderr.flush()
-        # Asked before the fork: the child's own question may come after this process's end.
-        parent_pid = os.getpid()
         # No signal may run this process's handlers in the child before the child has its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -92,7 +96,7 @@ class ForkServer:
             self._send(s.SpawnFailed(f"fork: {exc.strerror}"))
             return
         if pid == 0:
-            _be_job(name, descriptor, parent_pid, mask, self._job_main)
+            _be_job(name, descriptor, self._life, mask, self._job_main)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(descriptor)
         self._children.add(pid)
@@ -124,19 +128,40 @@ def _only_wake(_number: int, _frame: FrameType | None) -> None:
     """SIGCHLD: the wakeup descriptor is readable now, and that is all."""
 
 
-def _be_job(name: str, descriptor: int, parent_pid: int, mask: set[int], job_main: JobMain) -> None:
+def die_with(life: int) -> int:
+    """Have the kernel SIGKILL this process when nobody holds the pipe ``life`` for writing any more.
+
+    Unlike the parent's death (``PR_SET_PDEATHSIG``), this survives the fork server, and like it, it does
+    not need this process to run. Returns the descriptor that must stay open.
+    """
+    # Opened again: the owner of the signal belongs to the open file, which a fork shares.
+    own = os.open(f"/proc/self/fd/{life}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+    readable, _, _ = select.select([own], [], [], 0)
+    if readable:
+        # The end: it came before the kernel was asked.
+        os._exit(1)
+    return own
+
+
+def _be_job(name: str, descriptor: int, life: int, mask: set[int], job_main: JobMain) -> None:
     """The child's life, from the fork to its exit. Does not return."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Its file is the fork server's, and is closed with the rest.
+        write_stacks_to("")
+        kept = sorted((descriptor, die_with(life)))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        # The supervisor's socket, the pipe, and sockets of other jobs that have arrived but are not handed on yet.
-        os.closerange(3, descriptor)
-        os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+        # The supervisor's socket, the pipes, and sockets of other jobs that have arrived but are not handed on yet.
+        for low, high in zip((2, *kept), (*kept, os.sysconf("SC_OPEN_MAX")), strict=True):
+            os.closerange(low + 1, high)
         Path("/proc/self/comm").write_text(name[:15])
         gc.enable()
-        code = job_main(socket.socket(fileno=descriptor), parent_pid)
+        code = job_main(socket.socket(fileno=descriptor), 0)
     except BaseException:  # noqa: BLE001 - the last frame of a process: whatever it is, say it and end
         traceback.print_exc()
     finally:
@@ -157,8 +182,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="host.forkserver")
     parser.add_argument("--control", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--parent", type=int, required=True, help="pid of the supervisor")
+    parser.add_argument(
+        "--life", type=int, required=True, help="pipe whose end, which is the supervisor's, ends the jobs"
+    )
+    parser.add_argument("--stacks", default="", help="where the stacks go on SIGUSR1; standard error without it")
     arguments = parser.parse_args()
     prepare_process(arguments.parent)
+    write_stacks_to(arguments.stacks)
 
     # Imported here, after the kernel knows to end us with the supervisor; this takes a second.
     from host.job.main import main as job_main
@@ -170,7 +200,7 @@ def main() -> int:
     gc.freeze()
     with socket.socket(fileno=arguments.control) as control:
         try:
-            ForkServer(control, job_main).serve()
+            ForkServer(control, arguments.life, job_main).serve()
         except (BrokenPipeError, ConnectionResetError):
             # The supervisor went away while it was being told something.
             return 0

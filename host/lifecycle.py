@@ -1,4 +1,4 @@
-"""The life of a child process as data: its states, its heartbeat, and when to try again. Pure.
+"""The life of a child process as data: its states, its heartbeat, its memory, and when to try again. Pure.
 
     STARTING --STARTED--> INITIALIZING --READY--> READY --ASSIGNED--> RUNNING
         |                      |                    |                    |
@@ -12,6 +12,7 @@ A row that is missing from ``TRANSITIONS`` *is* the error. Times are seconds on 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -86,22 +87,27 @@ def follow(state: ChildState, event: ChildEvent) -> ChildState:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """When to try again after failures in a row: ``initial_s``, doubled each time, at most ``maximum_s``."""
+    """When to try again after failures in a row: ``initial_s``, doubled each time, at most ``maximum_s``.
+
+    A failure that comes more than ``forget_s`` after a try was due begins another row.
+    """
 
     initial_s: float = 0.5
     maximum_s: float = 30.0
     failures: int = 0
     not_before: float = 0.0
+    forget_s: float = math.inf
 
     def after_failure(self, now: float) -> Backoff:
         """One more failure in a row, at ``now``."""
+        failures = self.failures if now <= self.not_before + self.forget_s else 0
         # The exponent is capped before it is used: 2 ** 2000 is no float.
-        delay_s = min(self.initial_s * 2.0 ** min(self.failures, 32), self.maximum_s)
-        return Backoff(self.initial_s, self.maximum_s, self.failures + 1, now + delay_s)
+        delay_s = min(self.initial_s * 2.0 ** min(failures, 32), self.maximum_s)
+        return Backoff(self.initial_s, self.maximum_s, failures + 1, now + delay_s, self.forget_s)
 
     def after_success(self) -> Backoff:
         """The row of failures is over."""
-        return Backoff(self.initial_s, self.maximum_s)
+        return Backoff(self.initial_s, self.maximum_s, forget_s=self.forget_s)
 
     def wait_s(self, now: float) -> float:
         """How long to wait still, in seconds; 0 when the next try is due."""
@@ -169,3 +175,58 @@ class Heartbeat:
         """How long until ``beat`` may say something new, in seconds."""
         due = self._next_at if self._pinged_at is None else self._pinged_at + self._timeout_s
         return max(0.0, due - now)
+
+
+class RateLimit:
+    """Lets one through at once, then at most one every ``interval_s``, and counts those that it held back."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._not_before = -math.inf
+        self._held_back = 0
+
+    def admit(self, now: float) -> int | None:
+        """None: not this one. Else how many were held back since the last that was let through."""
+        if now < self._not_before:
+            self._held_back += 1
+            return None
+        held_back, self._held_back = self._held_back, 0
+        self._not_before = now + self._interval_s
+        return held_back
+
+
+class MemoryVerdict(enum.Enum):
+    """What a process's memory asks for."""
+
+    FINE = "fine"
+    WARN = "warn"
+    LIMIT = "limit"
+    """It must end."""
+
+
+class MemoryWatch:
+    """What is thought of a process's memory, in MB: more than ``warn_mb``, more than ``limit_mb``; 0 is off.
+
+    A warning is repeated when ``warn_again_mb`` more are used, or after ``warn_again_s``.
+    """
+
+    def __init__(
+        self, warn_mb: float, limit_mb: float, *, warn_again_mb: float = 50.0, warn_again_s: float = 120.0
+    ) -> None:
+        self._warn_mb = warn_mb
+        self._limit_mb = limit_mb
+        self._warn_again_mb = warn_again_mb
+        self._warn_again_s = warn_again_s
+        self._warned_at = -math.inf
+        self._warned_mb = -math.inf
+
+    def sample(self, now: float, used_mb: float) -> MemoryVerdict:
+        """The process used ``used_mb`` at ``now``."""
+        if 0 < self._limit_mb < used_mb:
+            return MemoryVerdict.LIMIT
+        if not 0 < self._warn_mb < used_mb:
+            return MemoryVerdict.FINE
+        if used_mb < self._warned_mb + self._warn_again_mb and now < self._warned_at + self._warn_again_s:
+            return MemoryVerdict.FINE
+        self._warned_at, self._warned_mb = now, used_mb
+        return MemoryVerdict.WARN

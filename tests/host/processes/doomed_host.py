@@ -14,12 +14,13 @@ async def main(socket_path: str, agent_file: str) -> None:
         socket_path, "secret", "cpu", 1, 4, 512, "fake", "", "fake", "", "fake", "", engines="fake"
     )
     environment = dict(os.environ)
+    options = SupervisorOptions(inference, environment, environment, entrypoint=f"{agent_file}:entrypoint")
     running = asyncio.Queue[str]()
 
     async def on_update(update: s.JobUpdate) -> None:
         await running.put(update.status)
 
-    async with Supervisor(SupervisorOptions(inference, environment, environment, agent_file)) as supervisor:
+    async with Supervisor(options) as supervisor:
         for job_id in ("well", "stuck"):
             await supervisor.launch(s.StartJob(job_id, job_id, "local"), on_update=on_update)
             await running.get()

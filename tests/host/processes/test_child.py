@@ -11,17 +11,18 @@ import time
 
 import pytest
 
-from host.child import Child, InitializationError, Watch, describe_exit, execute
+from host.child import Child, InitializationError, Watch
 from host.errors import HostError
 from host.forkserver import require_single_thread
 from host.lifecycle import ChildState, FairClock
+from host.process import describe_exit, execute
 from inference.wire import supervision as s
 from inference.wire.connection import FORKSERVER, Connection, Received, Role
 from tests.host.processes.conftest import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.processes
 
-JOB = s.InitializeJob("", "", "")
+JOB = s.InitializeJob("a.py:f", "", "")
 WATCH = Watch(ping_interval=0.1, ping_timeout=0.3, high_ping_threshold=0.5)
 
 PREAMBLE = """
@@ -35,11 +36,11 @@ control = socket.socket(fileno=arguments.control)
 """
 
 
-def child_of(code, watch=WATCH, clock=time.monotonic):
+def child_of(code, watch=WATCH):
     """A child that runs ``code`` with its socket in ``control``, and the messages it sends."""
     messages = []
     process, control = execute((sys.executable, "-c", PREAMBLE + code), os.environ)
-    child = Child("child", process, control, watch=watch, clock=clock, receive=messages.append)
+    child = Child("child", "job", process, control, watch=watch, receive=messages.append)
     return child, messages
 
 
@@ -157,8 +158,9 @@ async def test_time_in_which_the_supervisor_was_blocked_is_not_held_against_the_
 
     child, _ = child_of(
         LATE,
-        watch=Watch(ping_interval=0.1, ping_timeout=1.5, high_ping_threshold=1.4),
-        clock=lambda: fair.read(time.monotonic()),
+        watch=Watch(
+            ping_interval=0.1, ping_timeout=1.5, high_ping_threshold=1.4, clock=lambda: fair.read(time.monotonic())
+        ),
     )
     pulsing = asyncio.create_task(pulse())
     running = asyncio.create_task(run(child))
@@ -199,14 +201,14 @@ FORK_SERVER = """
 import errno, os, socket, sys
 from host.forkserver import ForkServer
 def job_main(control, parent_pid):
-    assert parent_pid == os.getppid()
+    assert parent_pid == 0
     control.sendall(" ".join(sorted(os.listdir("/proc/self/fd"), key=int)).encode() + b"|" + control.recv(100))
     return 5
 if sys.argv[2] == "refused":
     def fork():
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
     os.fork = fork
-ForkServer(socket.socket(fileno=int(sys.argv[1])), job_main).serve()
+ForkServer(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[3]), job_main).serve()
 """
 
 
@@ -216,9 +218,11 @@ class ForkServerPeer:
     def __init__(self, mode="works"):
         self.control, theirs = socket.socketpair()
         self.control.settimeout(DEADLINE_S)
+        life, self.life = os.pipe()
         with theirs:
-            command = [sys.executable, "-c", FORK_SERVER, str(theirs.fileno()), mode]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            command = [sys.executable, "-c", FORK_SERVER, str(theirs.fileno()), mode, str(life)]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno(), life])
+        os.close(life)
         self.connection = Connection(Role.CLIENT, FORKSERVER)
 
     def spawn(self, *names):
@@ -241,6 +245,7 @@ class ForkServerPeer:
 
     def close(self):
         self.control.close()
+        os.close(self.life)
         return self.process.wait(DEADLINE_S)
 
 
@@ -256,10 +261,10 @@ def test_the_fork_server_reports_children_and_their_ends():
         os.close(pidfd)
     for job in jobs:
         job.sendall(b"hello")
-        # Standard streams and its own socket: nothing of the fork server's, nothing of another job's.
-        # One more is the directory that it lists.
+        # Standard streams, its own socket, the pipe that it dies with: nothing of the fork server's, nothing of
+        # another job's. One more is the directory that it lists.
         descriptors, _, said = job.recv(4096).partition(b"|")
-        assert len(descriptors.split()) == 5
+        assert len(descriptors.split()) == 6
         assert said == b"hello"
         job.close()
     ends = {peer.receive().message for _ in jobs}

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from host.errors import ConfigError, DeviceError, HostError, InferenceError
+from host.options import BUILT_IN_AGENT
 from host.supervisor import Supervisor
 from inference.wire import supervision as s
 from tests.host.processes.conftest import DEADLINE_S, descendant, eventually, job_processes, own_children, start
@@ -344,7 +345,7 @@ async def test_log_records_come_through_with_pid_and_job(options, updates, caplo
 async def test_a_conversation_with_the_built_in_agent_is_reported_turn_by_turn(options, updates, run_dir):
     turns = []
     talk = s.StartJob("talk", "talk", "local", waves=(str(QUESTION),), out=str(run_dir / "reply.wav"))
-    async with Supervisor(options(agent_file="")) as supervisor:
+    async with Supervisor(options(entrypoint=BUILT_IN_AGENT)) as supervisor:
         job = await supervisor.launch(talk, on_update=updates, on_turn=turns.append)
         result = await job.wait()
     assert (result.status, result.error) == ("success", "")
@@ -461,7 +462,7 @@ async def test_a_killed_fork_server_takes_its_jobs_and_comes_back(options, updat
 
 
 async def test_inference_that_dies_again_and_again_ends_the_host(options, monkeypatch, run_dir):
-    monkeypatch.setattr("host.supervisor._MAX_FAILED_STARTS", 2)
+    monkeypatch.setattr("host.residents._MAX_FAILED_STARTS", 2)
     async with Supervisor(options()) as supervisor:
         for _ in range(2):
             await eventually(lambda: supervisor.inference_ready)
@@ -548,8 +549,8 @@ async def test_a_host_cancelled_twice_kills_what_is_left(options, updates):
 
 
 async def test_a_report_that_nobody_takes_does_not_hold_the_stop(options, monkeypatch):
-    monkeypatch.setattr("host.supervisor._LAST_REPORTS_S", 0.1)
-    monkeypatch.setattr("host.supervisor.EXIT_GRACE_S", 0.5)
+    monkeypatch.setattr("host.job_pool._LAST_REPORTS_S", 0.1)
+    monkeypatch.setattr("host.job_pool.EXIT_GRACE_S", 0.5)
     reported = asyncio.Event()
 
     async def never(update):
