@@ -9,6 +9,10 @@
     async for text in room.generate(chat): ...
     phrase = room.speak("Hello.")                   # lands in the down ring; see ``read_speech``
 
+A room outlives its connection: when the inference process goes away, every request fails at once with
+``InferenceUnavailableError``, while ``push`` goes on; ``attach_room`` of another client, connected to the
+process that took its place, opens the room again in the same memory, so that both clocks go on.
+
 Needs the standard library only.
 """
 
@@ -60,7 +64,7 @@ class InferenceClient:
         self._replies: dict[int, asyncio.Queue[Message | InferenceError]] = {}
         self._events: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self._room_answer: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
-        self._segment: Segment | None = None
+        self._room: InferenceRoom | None = None
         self._gone: InferenceError | None = None
         self._woken = asyncio.Event()
         self._reader = asyncio.create_task(self._read(), name="inference-client")
@@ -109,21 +113,34 @@ class InferenceClient:
     async def open_room(self, name: str) -> InferenceRoom:
         """Take a slot. Raises ``RoomRefusedError``; then this client may try again."""
         segment = Segment.create(name)
-        # An earlier attempt that was cancelled may have left its answer behind.
-        self._room_answer = asyncio.Queue()
         try:
-            self._send(m.OpenRoom(name), (segment.memfd, segment.doorbell))
-            await self._stream.drain()
-            answer = await self._room_answer.get()
-            if isinstance(answer, InferenceError):
-                raise answer
-            if isinstance(answer, m.RoomRefused):
-                raise RoomRefusedError(answer.reason)
+            await self._open(name, segment)
         except BaseException:
             segment.close()
             raise
-        self._segment = segment
-        return InferenceRoom(self, segment)
+        return InferenceRoom(self, name, segment)
+
+    async def attach_room(self, room: InferenceRoom) -> None:
+        """Take a slot for a room whose connection has ended. Raises ``RoomRefusedError``; then try again.
+
+        The room belongs to this client then: it is closed with it.
+        """
+        assert not room.is_attached, "the room has its connection"
+        await self._open(room.name, room._segment)
+        room._attach(self)
+
+    async def _open(self, name: str, segment: Segment) -> None:
+        # An earlier attempt that was cancelled may have left its answer behind.
+        self._room_answer = asyncio.Queue()
+        self._send(m.OpenRoom(name), (segment.memfd, segment.doorbell))
+        await self._stream.drain()
+        answer = await self._room_answer.get()
+        if isinstance(answer, InferenceError):
+            raise answer
+        if isinstance(answer, m.RoomRefused):
+            raise RoomRefusedError(answer.reason)
+        if self._gone is not None:
+            raise self._gone
 
     async def stats(self) -> m.Stats:
         """How busy the inference process is. Raises ``InferenceError``."""
@@ -147,13 +164,23 @@ class InferenceClient:
         await asyncio.wait([self._reader])
         self._fail(InferenceUnavailableError("the connection was closed"))
         self._stream.close()
-        if self._segment is not None:
-            # Someone may wait on it, and learns of the end only after this.
-            asyncio.get_running_loop().remove_reader(self._segment.doorbell)
-            self._segment.close()
-            self._segment = None
+        if self._room is not None:
+            self._room._close()
+            self._room = None
 
-    # --- for InferenceRoom ------------------------------------------------------------------------
+    # --- for InferenceRoom and requests -------------------------------------------------------------
+
+    async def _voice_events(self) -> AsyncIterator[VoiceEvent]:
+        while True:
+            event = await self._events.get()
+            if isinstance(event, InferenceError):
+                self._events.put_nowait(event)
+                raise event
+            yield event
+
+    def _cancel(self, number: int) -> None:
+        if self._gone is None:
+            self._send(m.Cancel(number))
 
     def _next(self) -> int:
         return next(self._numbers)
@@ -214,15 +241,53 @@ class InferenceClient:
             replies.put_nowait(reason)
         self._events.put_nowait(reason)
         self._room_answer.put_nowait(reason)
+        if self._room is not None:
+            self._room._detached()
         self._woken.set()
 
 
 class InferenceRoom:
     """The room's side of the client: audio up, events, requests, speech down."""
 
-    def __init__(self, client: InferenceClient, segment: Segment) -> None:
-        self._client = client
+    def __init__(self, client: InferenceClient, name: str, segment: Segment) -> None:
+        self.name = name
         self._segment = segment
+        self._client = client
+        self._attached = asyncio.Event()
+        self._listens_from = -1
+        self._heard_before = 0
+        self._attach(client)
+
+    def _attach(self, client: InferenceClient) -> None:
+        self._client._room = None
+        self._client = client
+        client._room = self
+        self._attached.set()
+
+    def _detached(self) -> None:
+        self._attached.clear()
+
+    def _close(self) -> None:
+        if self._segment.doorbell >= 0:
+            # Someone may wait on it, and learns of the end only after this.
+            asyncio.get_running_loop().remove_reader(self._segment.doorbell)
+        self._segment.close()
+        # Nobody is to wait for another connection.
+        self._attached.set()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there is an inference process that takes requests."""
+        return self._client._gone is None
+
+    async def wait_attached(self) -> None:
+        """Return when there is an inference process that takes requests.
+
+        Raises ``InferenceUnavailableError`` when the room was closed on this side.
+        """
+        await self._attached.wait()
+        if self._client._gone is not None:
+            raise self._client._gone
 
     @property
     def speech_rate(self) -> int:
@@ -234,34 +299,47 @@ class InferenceRoom:
         """Samples of the caller pushed so far: the up clock."""
         return self._segment.up.produced
 
+    @property
+    def oldest(self) -> int:
+        """The oldest sample of the caller that is still kept (up clock); about a minute's worth is."""
+        return self._segment.up.oldest()
+
+    @property
+    def heard(self) -> int:
+        """How far voice activity detection has got (up clock): what it has to report up to there is on its way."""
+        cursor = self._segment.up.consumed_by_peer()
+        if self._listens_from >= 0:
+            if cursor == self._heard_before:
+                # ``Listen`` has not been taken up yet: this is where an earlier detection ended.
+                return min(self._listens_from, cursor)
+            self._listens_from = -1
+        return cursor
+
     def push(self, pcm: bytes | memoryview) -> None:
         """Append the caller's audio (16 kHz mono int16). Never waits."""
         self._segment.up.write(pcm)
 
-    def listen(self, **settings: float) -> None:
-        """Start voice activity detection, with the settings of ``Listen``."""
-        self._client._send(m.Listen(True, **settings))  # type: ignore[arg-type]
+    def listen(self, *, start: int = -1, **settings: float) -> None:
+        """Start voice activity detection, with the settings of ``Listen``, at ``start`` or with what comes now."""
+        self._client._send(m.Listen(True, start=start, **settings))  # type: ignore[arg-type]
+        self._listens_from, self._heard_before = start, self._segment.up.consumed_by_peer()
 
-    async def events(self) -> AsyncIterator[VoiceEvent]:
+    def events(self) -> AsyncIterator[VoiceEvent]:
         """Voice activity as it is detected. Raises ``InferenceUnavailableError`` when the process goes away."""
-        while True:
-            event = await self._client._events.get()
-            if isinstance(event, InferenceError):
-                self._client._events.put_nowait(event)
-                raise event
-            yield event
+        return self._client._voice_events()
 
     async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> m.Transcript:
         """What was said from ``start`` to ``end`` (up clock). Cancelling the await cancels the request."""
-        number = self._client._next()
-        replies = self._client._ask(m.Transcribe(number, start, end, language, speculative))
+        client = self._client
+        number = client._next()
+        replies = client._ask(m.Transcribe(number, start, end, language, speculative))
         try:
-            reply = await self._client._reply(replies)
+            reply = await client._reply(replies)
         except asyncio.CancelledError:
-            self._cancel(number)
+            client._cancel(number)
             raise
         finally:
-            self._client._replies.pop(number, None)
+            client._replies.pop(number, None)
         assert isinstance(reply, m.Transcript)
         return reply
 
@@ -279,12 +357,12 @@ class InferenceRoom:
         """Answer the conversation. The request is on its way when this returns; iterate for the text."""
         number = self._client._next()
         ask = m.Generate(number, tuple(messages), max_tokens, temperature, top_p, repeat_penalty, seed, stop)
-        return Generation(self, number, self._client._ask(ask))
+        return Generation(self._client, number, self._client._ask(ask))
 
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> Phrase:
         """Speak one phrase, after those asked for before it. The request is on its way when this returns."""
         number = self._client._next()
-        return Phrase(self, number, text, self._client._ask(m.Speak(number, text, speed, volume)))
+        return Phrase(self._client, number, text, self._client._ask(m.Speak(number, text, speed, volume)))
 
     # --- speech down ------------------------------------------------------------------------------
 
@@ -322,36 +400,32 @@ class InferenceRoom:
             if self._segment.doorbell >= 0:
                 self._segment.answer_doorbell()
 
-    def _cancel(self, number: int) -> None:
-        if self._client._gone is None:
-            self._client._send(m.Cancel(number))
-
 
 class Generation:
     """A reply being written. Iterate once for pieces of text; ``done`` holds the counts afterwards."""
 
-    def __init__(self, room: InferenceRoom, number: int, replies: asyncio.Queue[Message | InferenceError]) -> None:
+    def __init__(self, client: InferenceClient, number: int, replies: asyncio.Queue[Message | InferenceError]) -> None:
         self.done: m.GenerateDone | None = None
-        self._room = room
+        self._client = client
         self._number = number
         self._replies = replies
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
             while self.done is None:
-                match await self._room._client._reply(self._replies):
+                match await self._client._reply(self._replies):
                     case m.TextDelta(text=text):
                         yield text
                     case m.GenerateDone() as done:
                         self.done = done
         finally:
             self.cancel()
-            self._room._client._replies.pop(self._number, None)
+            self._client._replies.pop(self._number, None)
 
     def cancel(self) -> None:
         """Stop writing; the iteration then raises ``RequestFailedError("cancelled")``. Harmless when it is done."""
         if self.done is None:
-            self._room._cancel(self._number)
+            self._client._cancel(self._number)
 
 
 class Phrase:
@@ -361,12 +435,12 @@ class Phrase:
     """
 
     def __init__(
-        self, room: InferenceRoom, number: int, text: str, replies: asyncio.Queue[Message | InferenceError]
+        self, client: InferenceClient, number: int, text: str, replies: asyncio.Queue[Message | InferenceError]
     ) -> None:
         self.text = text
         self.start: int | None = None
         self.end: int | None = None
-        self._room = room
+        self._client = client
         self._number = number
         self._replies = replies
         self._ended = False
@@ -374,7 +448,7 @@ class Phrase:
     async def wait_started(self) -> int:
         """Position of the phrase's first sample. Raises ``InferenceError``. Call before ``wait``, or not at all."""
         while self.start is None:
-            self._take(await self._room._client._reply(self._replies))
+            self._take(await self._client._reply(self._replies))
         return self.start
 
     async def wait(self) -> None:
@@ -384,18 +458,18 @@ class Phrase:
         """
         try:
             while self.end is None:
-                self._take(await self._room._client._reply(self._replies))
+                self._take(await self._client._reply(self._replies))
         except asyncio.CancelledError:
             self.cancel()
             raise
         finally:
             self._ended = True
-            self._room._client._replies.pop(self._number, None)
+            self._client._replies.pop(self._number, None)
 
     def cancel(self) -> None:
         """Stop synthesis. ``wait`` still returns or raises; after it nothing more of the phrase is written."""
         if not self._ended:
-            self._room._cancel(self._number)
+            self._client._cancel(self._number)
 
     def _take(self, reply: Message) -> None:
         match reply:

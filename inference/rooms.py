@@ -51,13 +51,20 @@ class Room:
     # --- voice activity (the VAD lane, and ``listen`` from the event loop) --------------------------
 
     def listen(self, settings: m.Listen) -> None:
-        """Start or stop detection. It begins with what is spoken from now on."""
+        """Start or stop detection.
+
+        It begins at ``settings.start``, or at the oldest sample that is kept; -1 is with what is spoken
+        from now on. How far it has got shows in the up ring's consumer cursor.
+        """
         with self._lock:
-            if settings.enabled and not self._closed:
-                self._activity = VoiceActivity(settings)
-                self._heard = self._segment.up.written()
-            else:
+            if not settings.enabled or self._closed:
                 self._activity = None
+                return
+            up = self._segment.up
+            written = up.written()
+            self._activity = VoiceActivity(settings)
+            self._heard = written if settings.start < 0 else min(max(settings.start, up.oldest()), written)
+            up.seek(self._heard)
 
     def next_window(self) -> NDArray[np.int16] | None:
         """The next 512 samples that detection has not seen, or None. Reports audio that was lost."""
@@ -74,13 +81,14 @@ class Room:
                     self._heard = oldest
                     self._activity = VoiceActivity(self._activity.settings)
                 window = np.frombuffer(up.peek(self._heard, VAD_WINDOW), np.int16)
+                self._heard += VAD_WINDOW
+                up.seek(self._heard)
             except OverrunError:
                 # Lapped between the look and the copy: the next tick finds the new oldest sample.
                 return None
             except RingCorruptedError as exc:
                 self._cut_off(str(exc))
                 return None
-            self._heard += VAD_WINDOW
             return window
 
     def observe(self, probability: float) -> None:

@@ -133,7 +133,8 @@ SUPERVISION = Protocol(
         (Role.CLIENT, State.IDLE): {s.StartJob: State.OPEN} | _stay(State.IDLE, *_ALIVE_PARENT),
         (Role.SERVER, State.IDLE): _stay(State.IDLE, s.InferenceReport, *_ALIVE_CHILD),
         (Role.CLIENT, State.OPEN): _stay(State.OPEN, s.JobUpdateAck, *_ALIVE_PARENT),
-        (Role.SERVER, State.OPEN): _stay(State.OPEN, s.JobUpdate, s.TurnReport, *_ALIVE_CHILD),
+        # A report may cross with a job on its way.
+        (Role.SERVER, State.OPEN): _stay(State.OPEN, s.InferenceReport, s.JobUpdate, s.TurnReport, *_ALIVE_CHILD),
     },
 )
 

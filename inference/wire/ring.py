@@ -149,6 +149,10 @@ class Ring:
         self._consumed = consumed
         return self.capacity - (self._written - consumed)
 
+    def consumed_by_peer(self) -> int:
+        """Where the consumer says it is: between 0 and ``produced``, whatever it says."""
+        return min(int(self._words[_CONSUMED]), self._written)
+
     def consumer_sleeps(self) -> bool:
         """True once after the consumer called ``sleep``: ring its doorbell."""
         _full_fence()
@@ -190,6 +194,18 @@ class Ring:
         """Move the consumer's cursor forward to ``position`` (at most ``written``)."""
         if not self._consumed <= position <= self.written():
             raise ValueError(f"cannot skip to {position}: consumed {self._consumed}, written {self._written}")
+        self._consumed = position
+        _fence()
+        self._words[_CONSUMED] = position
+
+    def seek(self, position: int) -> None:
+        """Move the consumer's cursor to ``position``, forward or back (``OVERWRITE``; at most ``written``).
+
+        The producer waits for nobody there, so the cursor only tells it how far the consumer has got.
+        """
+        assert self.policy is Overrun.OVERWRITE, "what was consumed has been given back to the producer"
+        if not 0 <= position <= self.written():
+            raise ValueError(f"cannot seek to {position}: {self._written} are written")
         self._consumed = position
         _fence()
         self._words[_CONSUMED] = position

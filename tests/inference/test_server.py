@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import wave
 from collections.abc import AsyncIterator
@@ -75,6 +77,70 @@ async def test_a_turn_from_audio_to_audio(process: InferenceProcess) -> None:
         assert phrase.start == 0
         assert phrase.end is not None
         assert await drain_speech(room, phrase.end) == phrase.end
+
+
+async def test_detection_begins_where_it_is_told_to(process: InferenceProcess) -> None:
+    async with asyncio.timeout(DEADLINE_S), process.room() as room:
+        # All of it was spoken before anybody listened.
+        room.push(bytes(2 * 16_000) + tone(0.5) + bytes(2 * 16_000))
+        room.listen(start=12_000)
+        events = room.events()
+        started, paused, ended = [await anext(events) for _ in range(3)]
+        assert isinstance(started, m.SpeechStarted)
+        assert started.start == pytest.approx(16_000, abs=512)
+        assert isinstance(paused, m.SpeechPaused)
+        assert isinstance(ended, m.SpeechEnded)
+        assert ended.end == pytest.approx(24_000, abs=512)
+        while room.heard < 40_000 - 512:  # noqa: ASYNC110 (shared memory tells nobody)
+            await asyncio.sleep(0.01)
+        # And once more, as after a restart.
+        room.listen(start=started.start)
+        assert room.heard == started.start
+        again = await anext(events)
+        assert again == started
+
+
+async def test_detection_begins_with_the_oldest_sample_that_is_kept(process: InferenceProcess) -> None:
+    async with asyncio.timeout(DEADLINE_S), process.room() as room:
+        for _ in range(5):
+            room.push(bytes(2 * 300_000))
+        room.push(tone(0.5))
+        oldest = room.oldest
+        assert oldest > 400_000
+        room.listen(start=7)
+        assert isinstance(await anext(room.events()), m.SpeechStarted), "no audio was lost that could be kept"
+        assert room.heard >= oldest
+
+
+async def test_a_room_lives_on_in_the_process_that_takes_the_place(tmp_path: Path) -> None:
+    async with asyncio.timeout(2 * DEADLINE_S):
+        async with inference_process(tmp_path) as running:
+            client = await running.connect()
+            room = await client.open_room("room")
+            phrase = room.speak("one")
+            await phrase.wait()
+            assert phrase.end is not None
+            room.push(tone(0.5))
+            os.kill(running.pid, signal.SIGKILL)
+            await client.wait_gone()
+        room.push(tone(0.5))
+        Path(running.settings.socket_path).unlink(missing_ok=True)
+        async with (
+            inference_process(tmp_path, token=running.settings.token) as successor,
+            await successor.connect() as other,
+        ):
+            await other.attach_room(room)
+            room.listen(start=0)
+            assert isinstance(await anext(room.events()), m.SpeechStarted)
+            transcript = await room.transcribe(0, 16_000)
+            assert transcript.text == "heard 1000 ms"
+            # Nobody has read the first phrase yet: it still lies there, before the second.
+            second = room.speak("two")
+            await second.wait()
+            assert second.start == phrase.end
+            assert second.end is not None
+            assert await drain_speech(room, second.end) == second.end
+        await client.aclose()
 
 
 async def test_phrases_come_in_the_order_they_were_asked_for(process: InferenceProcess) -> None:

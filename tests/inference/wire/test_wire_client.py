@@ -101,6 +101,14 @@ async def greeted(tmp_path: Path) -> AsyncIterator[tuple[InferenceClient, Peer]]
 
 
 @asynccontextmanager
+async def second(tmp_path: Path) -> AsyncIterator[tuple[InferenceClient, Peer]]:
+    """Another client, of the process that took the place of one that is gone."""
+    (tmp_path / "second").mkdir()
+    async with greeted(tmp_path / "second") as (client, peer):
+        yield client, peer
+
+
+@asynccontextmanager
 async def room_open(tmp_path: Path) -> AsyncIterator[tuple[InferenceRoom, InferenceClient, Peer]]:
     """A client with an open room, and its peer."""
     async with greeted(tmp_path) as (client, peer):
@@ -452,6 +460,102 @@ async def test_the_peer_vanishing_fails_every_open_request_at_once(tmp_path: Pat
             peer.close()
             await all_unavailable(waits, "went away")
             await afterwards(room, client, "went away")
+
+
+async def test_a_room_is_opened_again_in_the_same_memory(tmp_path: Path, nothing_left_open: Watch) -> None:
+    with nothing_left_open():
+        async with room_open(tmp_path) as (room, client, peer):
+            assert peer.segment is not None
+            room.push(bytes(2 * 5))
+            peer.segment.down.write(bytes(2 * 7))
+            room.skip_speech()
+            old_phrase = room.speak("lost")
+            old_events = room.events()
+            peer.close()
+            await client.wait_gone()
+            assert not room.is_attached
+            # The caller goes on speaking.
+            room.push(b"\1\0" * 3)
+            waiting = await started(room.wait_attached())
+            async with second(tmp_path) as (other, new_peer):
+                opening = await started(other.attach_room(room))
+                assert await new_peer.expect(m.OpenRoom) == m.OpenRoom("support-42")
+                assert not waiting.done()
+                new_peer.send(m.RoomOpened(1))
+                await opening
+                await waiting
+                assert room.is_attached
+                assert new_peer.segment is not None
+                # Both clocks go on.
+                assert new_peer.segment.up.peek(5, 3) == b"\1\0" * 3
+                assert room.position == 8
+                assert new_peer.segment.down.produced == room.read_position() == 7
+                # What was asked of the process that is gone is of no concern to this one.
+                old_phrase.cancel()
+                with pytest.raises(InferenceUnavailableError):
+                    await old_phrase.wait()
+                with pytest.raises(InferenceUnavailableError):
+                    await anext(old_events)
+                new_peer.send(m.SpeechStarted(6))
+                assert await anext(room.events()) == m.SpeechStarted(6)
+                phrase = room.speak("again")
+                assert await new_peer.expect(m.Speak) == m.Speak(1, "again")
+                new_peer.segment.down.write(bytes(2))
+                new_peer.segment.ring_doorbell()
+                await room.wait_speech()
+                assert len(room.read_speech(9)) == 2
+                new_peer.send(m.SpeakStarted(1, 7), m.SpeakDone(1, 7, 8))
+                await phrase.wait()
+                # The old client has nothing to do with the room any more.
+                await client.aclose()
+                room.push(bytes(2))
+            with pytest.raises(InferenceUnavailableError, match="was closed"):
+                await room.wait_attached()
+
+
+async def test_a_room_that_is_refused_may_be_attached_later(tmp_path: Path, nothing_left_open: Watch) -> None:
+    with nothing_left_open():
+        async with room_open(tmp_path) as (room, client, peer):
+            peer.close()
+            await client.wait_gone()
+            async with second(tmp_path) as (other, new_peer):
+                opening = await started(other.attach_room(room))
+                await new_peer.expect(m.OpenRoom)
+                assert new_peer.segment is not None
+                new_peer.segment.close()
+                new_peer.send(m.RoomRefused("all 4 rooms are taken"))
+                with pytest.raises(RoomRefusedError, match="all 4"):
+                    await opening
+                assert not room.is_attached
+                opening = await started(other.attach_room(room))
+                await new_peer.expect(m.OpenRoom)
+                new_peer.send(m.RoomOpened(0))
+                await opening
+                assert room.is_attached
+
+
+async def test_how_far_detection_has_got_is_seen_in_the_ring(tmp_path: Path) -> None:
+    async with room_open(tmp_path) as (room, client, peer):
+        assert peer.segment is not None
+        room.push(bytes(2 * 1000))
+        peer.segment.up.seek(900)
+        assert room.heard == 900
+        peer.close()
+        await client.wait_gone()
+        assert room.heard == 900
+        async with second(tmp_path) as (other, new_peer):
+            opening = await started(other.attach_room(room))
+            await new_peer.expect(m.OpenRoom)
+            new_peer.send(m.RoomOpened(1))
+            await opening
+            room.listen(start=300)
+            assert (await new_peer.expect(m.Listen)).start == 300
+            # Not taken up yet.
+            assert room.heard == 300
+            assert new_peer.segment is not None
+            for position in (300, 812, 900, 1000):
+                new_peer.segment.up.seek(position)
+                assert room.heard == position
 
 
 async def test_goodbye_fails_every_open_request_at_once(tmp_path: Path) -> None:

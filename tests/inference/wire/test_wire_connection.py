@@ -61,9 +61,9 @@ LEGAL = {
         server opening  Progress Pong LogLine Exiting opening
         client idle     StartJob        open
         client idle     Ping Shutdown   idle
-        server idle     Pong LogLine Exiting idle
+        server idle     InferenceReport Pong LogLine Exiting idle
         client open     JobUpdateAck Ping Shutdown open
-        server open     JobUpdate TurnReport Pong LogLine Exiting open
+        server open     InferenceReport JobUpdate TurnReport Pong LogLine Exiting open
     """,
     FORKSERVER.name: """
         client new      Spawn           new
@@ -110,6 +110,7 @@ EXAMPLES: dict[str, Message] = {
     "Progress": s.Progress("x"),
     "Ready": s.Ready(),
     "InitializeFailed": s.InitializeFailed("x"),
+    "InferenceReport": s.InferenceReport("cpu", 1, 4, 0.5, 0.0, (s.StageReport("stt", 0, 1, 0, 1, 0.1),)),
     "Ping": s.Ping(1),
     "Pong": s.Pong(1),
     "LogLine": s.LogLine(20, "x", "y", 0.0),

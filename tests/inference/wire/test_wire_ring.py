@@ -426,6 +426,21 @@ def test_falling_asleep_and_writing_at_the_same_moment() -> None:
     segment.close()
 
 
+def test_a_consumer_of_overwritten_samples_says_where_it_is_and_may_go_back() -> None:
+    memory = Memory(16, Overrun.OVERWRITE)
+    memory.producer.write(bytes(2 * 10))
+    assert memory.producer.consumed_by_peer() == 0
+    for position in (10, 3, 7):
+        memory.consumer.seek(position)
+        assert memory.producer.consumed_by_peer() == memory.consumer.consumed == position
+    for position in (-1, 11):
+        with pytest.raises(ValueError, match=f"cannot seek to {position}: 10 are written"):
+            memory.consumer.seek(position)
+    # Nothing that the peer writes there can lead the producer astray.
+    memory.poke(128, (1 << 64) - 1)
+    assert memory.producer.consumed_by_peer() == 10
+
+
 def test_both_sides_of_falling_asleep_have_a_full_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     """x86-64 lets a load pass an older store, so without it both could miss each other's news.
 

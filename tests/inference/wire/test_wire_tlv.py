@@ -75,12 +75,13 @@ GOLDEN: list[tuple[Message, str]] = [
     # bool, float, three ints
     (
         m.Listen(True),
-        "5246 01 00 1400 3f000000"
+        "5246 01 00 1400 4d000000"
         "0100 01000000 01"
         "0200 08000000 000000000000e03f"
         "0300 08000000 4000000000000000"
         "0400 08000000 6000000000000000"
-        "0500 08000000 0001000000000000",
+        "0500 08000000 0001000000000000"
+        "0600 08000000 ffffffffffffffff",
     ),
     (m.SpeechStarted(16000), "5246 01 00 1500 0e000000 0100 08000000 803e000000000000"),
     # nested structs, repeated; repeated text; an empty text; a negative int
@@ -105,12 +106,13 @@ GOLDEN: list[tuple[Message, str]] = [
     # bytes, and repeated text that is empty: no field at all
     (
         s.StartJob("j", "r", "livekit", job=b"\x00\xff", settings=""),
-        "5246 01 00 e600 47000000"
+        "5246 01 00 e600 61000000"
         "0100 01000000 6a"
         "0200 01000000 72"
         "0300 07000000 6c6976656b6974"
         "0400 02000000 00ff"
-        "0500 00000000 0600 00000000 0700 00000000 0900 00000000 0a00 00000000 0b00 00000000",
+        "0500 00000000 0600 00000000 0700 00000000 0900 00000000 0a00 00000000 0b00 00000000"
+        "0c00 00000000 0d00 00000000 0e00 00000000 0f00 02000000 7b7d",
     ),
     (s.Ping(-1), "5246 01 00 dc00 0e000000 0100 08000000 ffffffffffffffff"),
 ]
@@ -129,7 +131,8 @@ TYPE_NUMBERS = {
     "Transcribe": 30, "Transcript": 31, "Generate": 40, "TextDelta": 41, "GenerateDone": 42, "Speak": 50,
     "SpeakStarted": 51, "SpeakDone": 52, "Cancel": 60, "RequestFailed": 61, "GetStats": 70, "Stats": 71,
     "Spawn": 200, "Spawned": 201, "Reaped": 202, "SpawnFailed": 203, "InitializeInference": 210,
-    "InitializeJob": 211, "Progress": 212, "Ready": 213, "InitializeFailed": 214, "Ping": 220, "Pong": 221,
+    "InitializeJob": 211, "Progress": 212, "Ready": 213, "InitializeFailed": 214,
+    "InferenceReport": 215, "Ping": 220, "Pong": 221,
     "LogLine": 222, "StartJob": 230, "JobUpdate": 231, "JobUpdateAck": 232, "TurnReport": 233, "Shutdown": 240,
     "Exiting": 241,
 }  # fmt: skip
