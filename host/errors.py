@@ -5,7 +5,7 @@
     ├── ModelsError           3   a model is missing, cut or has the wrong checksum
     ├── DeviceError           4   the device asked for is not there or too small
     ├── InferenceError        5   the inference process failed its warm-up or keeps dying
-    ├── ConnectionFailedError 6   no LiveKit server at the URL, or it stayed away
+    ├── ConnectionFailedError 6   no LiveKit server at the URL, or it stayed away; `host status`: no host at the URL
     ├── AuthenticationError   7   the server refused the API key or secret
     ├── PortInUseError        8   the HTTP port is taken
     └── ConversationError     9   `host talk`: a turn was not heard or not answered; `host simulate`: the job failed
@@ -45,7 +45,7 @@ class InferenceError(HostError):
 
 
 class ConnectionFailedError(HostError):
-    """No LiveKit server answers."""
+    """No LiveKit server answers; or, for ``host status``, no host."""
 
     exit_code = 6
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import subprocess
 import sys
-import tempfile
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,32 +30,40 @@ class Ended:
 
 def host(*arguments: str | Path, cwd: Path) -> Ended:
     done = subprocess.run(
-        [HOST, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, cwd=cwd
+        [HOST, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "TMPDIR": str(temporary(cwd))},
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def runtime_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("roomful-*"))
+def temporary(cwd: Path) -> Path:
+    """A folder of this test's own, because others run on this machine."""
+    folder = cwd / "tmp"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def refused(*arguments: str | Path, cwd: Path, code: int, says: tuple[str, ...]) -> None:
     """The command ends with ``code`` and names ``says``; no answer, no socket folder is left."""
-    before = runtime_folders()
     ended = host(*arguments, cwd=cwd)
     assert ended.code == code, ended.message
     for part in says:
         assert part in ended.message, ended.message
     assert ended.stdout == ""
     assert not (cwd / "reply.wav").exists()
-    assert runtime_folders() <= before
+    assert list(temporary(cwd).glob("*roomful-*")) == []
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:
     ended = host("--help", cwd=tmp_path)
     assert ended.code == 0
-    assert all(name in ended.stdout for name in ("talk", "serve", "models"))
+    assert all(name in ended.stdout for name in ("talk", "serve", "simulate", "status", "models"))
 
 
 def test_a_wave_that_is_not_there(tmp_path: Path) -> None:
@@ -83,6 +92,8 @@ def test_an_answer_that_could_not_be_written(tmp_path: Path) -> None:
         ("[inference]\ndevice = 'tpu'\n", ("inference.device = 'tpu'", "auto, cpu, cuda")),
         ("[session]\nspeed = 9\n", ("session.speed = 9", "0.25 to 4")),
         ("[session]\nvoice = 'x'\n", ("session.voice", "known are")),
+        ("[worker]\nworker_type = 'all'\n", ("worker.worker_type = 'all'", "room, publisher, participant")),
+        ("[worker.permissions]\nhidden = 1\n", ("worker.permissions.hidden = 1", "bool")),
         ("[worker]\nports = 1\n", ("unknown field", "ports")),
         ("[session\n", ("not valid TOML",)),
     ],
@@ -137,6 +148,26 @@ def test_serve_without_a_server_says_what_is_not_set(tmp_path: Path, monkeypatch
     for name in ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"):
         monkeypatch.delenv(name, raising=False)
     refused("serve", cwd=tmp_path, code=2, says=("LIVEKIT_URL",))
+
+
+def test_serve_names_a_wrong_option_before_anything_starts(tmp_path: Path) -> None:
+    server = ("--url", "ws://127.0.0.1:1", "--api-key", "k", "--api-secret", "s")
+    (tmp_path / "roomful.toml").write_text("[inference]\nengines = 'fake'\n")
+    refused(
+        "serve", *server, "--ping-timeout", "2",
+        cwd=tmp_path, code=2, says=("worker.ping_timeout = 2", "more than worker.ping_interval, which is 2.5"),
+    )  # fmt: skip
+    refused("serve", *server, "--worker-type", "x", cwd=tmp_path, code=2, says=("--worker-type", "publisher"))
+    (tmp_path / "agent.py").write_text("def entrypoint(ctx): ...\n")
+    refused("serve", *server, "agent.py", cwd=tmp_path, code=2, says=("agent.py, line 1", "async def"))
+
+
+def test_status_of_a_host_that_is_not_there(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for how in ((), ("--json",), ("--watch",)):
+        refused("status", "--url", address, *how, cwd=tmp_path, code=6, says=(address,))
 
 
 @pytest.mark.models
