@@ -61,10 +61,16 @@ class TextFormatter(logging.Formatter):
         """The line, and those of a traceback below it."""
         shown = extra_fields(record)
         exception = shown.pop("exception", "")
-        fields = " ".join(f"{name}={value}" for name, value in shown.items())
+        fields = " ".join(f"{name}={_on_one_line(value)}" for name, value in shown.items())
         first, newline, rest = super().format(record).partition("\n")
         line = f"{first}  [{fields}]{newline}{rest}" if fields else f"{first}{newline}{rest}"
         return f"{line}\n{exception}" if exception else line
+
+
+def _on_one_line(value: object) -> str:
+    """A room's name, which strangers choose, must not look like a line of ours."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, Any]:

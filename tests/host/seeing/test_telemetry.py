@@ -136,6 +136,12 @@ def test_fields_stand_on_the_first_line_and_the_traceback_below() -> None:
     assert lines[1:] == ["Traceback", "of a child"]
 
 
+def test_a_field_cannot_look_like_another_line() -> None:
+    line = TextFormatter().format(record("joined", room="x\n12:00:00.000 ERROR   host  on fire\x1b[31m"))
+    assert "\n" not in line
+    assert "\x1b" not in line
+
+
 # --- configured -----------------------------------------------------------------------------------
 
 
