@@ -6,10 +6,12 @@ import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
 
+from host.observer import KillReason, Observer, ProcessKind
 from host.supervisor import SupervisorOptions
 from inference.wire import supervision as s
 
@@ -17,6 +19,15 @@ DEADLINE_S = 20.0
 """For what should take milliseconds: the cores are shared."""
 
 NOTHING = "async def entrypoint(ctx): pass"
+
+FOREVER = """
+    import asyncio
+    import host.job.context
+    # It never returns by itself; a test need not wait as long as a user's entrypoint is waited for.
+    host.job.context.ENTRYPOINT_GRACE_S = 0.05
+    async def entrypoint(ctx):
+        await asyncio.Event().wait()
+"""
 
 
 async def eventually(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
@@ -53,6 +64,18 @@ def own_children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child.pid not in _others]
 
 
+def open_descriptors():
+    """This process's descriptors and what they are: a socket and a pipe have a number of their own."""
+    found = {}
+    for path in list(Path("/proc/self/fd").iterdir()):
+        try:
+            found[path.name] = str(path.readlink())
+        except FileNotFoundError:
+            # The listing's own.
+            continue
+    return found
+
+
 def descendant(module: str) -> psutil.Process:
     """The child of this process that runs ``module``."""
     (found,) = (process for process in psutil.Process().children() if module in process.cmdline())
@@ -76,6 +99,49 @@ class Updates:
     @property
     def statuses(self) -> list[str]:
         return [update.status for update in self.seen]
+
+
+class Seen(Observer):
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.ready: list[tuple[str, float]] = []
+        self.failed: list[str] = []
+        self.killed: list[tuple[str, str]] = []
+        self.pings: list[tuple[str, float]] = []
+        self.launched: list[float] = []
+        self.ended: list[str] = []
+        self.turns: list[s.TurnReport] = []
+        self.reports: list[s.InferenceReport] = []
+
+    def process_ready(self, kind: ProcessKind, seconds: float) -> None:
+        self.ready.append((kind, seconds))
+
+    def process_failed(self, kind: ProcessKind) -> None:
+        self.failed.append(kind)
+
+    def process_killed(self, kind: ProcessKind, why: KillReason) -> None:
+        self.killed.append((kind, why))
+
+    def ping(self, kind: ProcessKind, seconds: float) -> None:
+        self.pings.append((kind, seconds))
+
+    def job_launched(self, seconds: float) -> None:
+        self.launched.append(seconds)
+
+    def job_ended(self, status: Literal["success", "failed"]) -> None:
+        self.ended.append(status)
+
+    def turn(self, report: s.TurnReport) -> None:
+        self.turns.append(report)
+
+    def inference_report(self, report: s.InferenceReport) -> None:
+        self.reports.append(report)
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
 
 
 @pytest.fixture
