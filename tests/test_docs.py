@@ -21,16 +21,19 @@ import typer
 import yaml  # type: ignore[import-untyped]
 
 from host import cli, errors
-from host.agent_file import read_agent_file
+from host.agent_file import AgentFunctions, read_agent_file
 from host.config import Config, WorkerConfig
 from host.job.functions import load_function
 from host.job.turn import TABLE
 from host.lifecycle import TRANSITIONS
-from host.options import WorkerOptions
+from host.metrics import Metrics
+from host.options import DEFAULT_PORT, WorkerOptions
 from inference.segments import DOWN_SAMPLES, SEGMENT_BYTES, UP_SAMPLES
 from inference.wire.connection import FORKSERVER, ROOM, SUPERVISION, Role
+from inference.wire.supervision import InferenceReport, StageReport
 from inference.wire.tlv import Message
 from models.catalog import load_catalog
+from tests.host.seeing.describe import description
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -117,7 +120,7 @@ def commands() -> dict[str, click.Command]:
 
 
 def options(command: click.Command) -> set[str]:
-    return {flag for parameter in command.params for flag in parameter.opts} | {"--help", "-h"}
+    return {flag for part in command.params for flag in (*part.opts, *part.secondary_opts)} | {"--help", "-h"}
 
 
 def invocations(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -247,6 +250,25 @@ def test_environment_variables() -> None:
     assert set(named) <= in_code
 
 
+def test_metrics() -> None:
+    metrics = Metrics(description)
+    stage = StageReport(stage="stt", waiting=0, requests=1, late=0, quanta=1, busy_s=0.1)
+    metrics.inference_report(InferenceReport("cpu", 1, 8, 0.5, 0.1, (stage,)))
+    metrics.process_ready("job", 0.1)
+    metrics.process_failed("job")
+    metrics.process_killed("job", "ping")
+    metrics.ping("job", 0.1)
+    text = metrics.render()[0].decode()
+    kinds = dict(re.findall(r"^# TYPE ((?:roomful|lk_agents)_\w+) (\w+)$", text, re.MULTILINE))
+    labels: dict[str, set[str]] = {name: set() for name in kinds}
+    for sample, shown in re.findall(r"^(\w+)\{(.*)\} ", text, re.MULTILINE):
+        name = sample if sample in kinds else re.sub(r"_(bucket|sum|count)$", "", sample)
+        labels.get(name, set()).update(set(re.findall(r'(\w+)="', shown)) - {"le"})
+    rows = table("README.md", "metric", "kind", "labels", "meaning")
+    assert {row[0].strip("`"): row[1] for row in rows} == kinds
+    assert {row[0].strip("`"): set(filter(None, row[2].split(", "))) for row in rows} == labels
+
+
 # --- models -------------------------------------------------------------------------------------------
 
 
@@ -271,10 +293,35 @@ def test_licences_of_models_in_the_notice() -> None:
 # --- examples -----------------------------------------------------------------------------------------
 
 
-def test_the_example_in_the_readme_is_the_file_and_fits_on_a_screen() -> None:
-    (shown,) = (content for language, content in fences("README.md") if language == "python")
-    assert shown == read("examples/receptionist.py")
-    assert len(shown.splitlines()) <= 30
+def test_the_examples_in_the_readme_are_the_files_and_fit_on_a_screen() -> None:
+    shown = [content for language, content in fences("README.md") if language == "python"]
+    assert shown == [read("examples/receptionist.py"), read("examples/front_desk.py")]
+    assert all(len(example.splitlines()) <= 30 for example in shown)
+
+
+def test_functions_of_an_agent_file() -> None:
+    named = {re.search(r"def (\w+)", row[0])[1] for row in table("README.md", "function", "what it does")}  # type: ignore[index]
+    assert named == {field.name for field in dataclasses.fields(AgentFunctions)}
+
+
+def test_what_an_entrypoint_is_given() -> None:
+    """Every public name of the context is told, and nothing else."""
+    source = ast.parse(read("host/job/context.py"))
+    (context,) = (node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "JobContext")
+    names = {node.name for node in context.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    names |= {
+        target.attr
+        for node in ast.walk(context)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
+    }
+    told = {
+        name.strip("` ").partition("(")[0]
+        for row in table("README.md", "of `JobContext`", "what it is")
+        for name in row[0].split(",")
+    }
+    assert told == {name for name in names if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -405,7 +452,7 @@ def test_every_device_has_its_stages() -> None:
 
 def test_what_the_image_runs() -> None:
     run = dockerfile()[-1]
-    port = WorkerConfig().port
+    port = DEFAULT_PORT
     assert json.loads(of(run, "ENTRYPOINT")[-1]) == ["host"]
     assert json.loads(of(run, "CMD")[-1]) == ["serve"]
     assert of(run, "USER")[-1] not in ("root", "0")
@@ -495,7 +542,7 @@ def test_files_and_ports_of_compose(compose: dict[str, Any], livekit: dict[str, 
     assert f"http://127.0.0.1:{livekit['port']}/" in server["healthcheck"]["test"]
     comment = read("docker-compose.yml").split("x-host:")[0]
     ports = (livekit["port"], livekit["rtc"]["tcp_port"], livekit["rtc"]["udp_port"], livekit["turn"]["udp_port"])
-    for port in (*ports, WorkerConfig().port):
+    for port in (*ports, DEFAULT_PORT):
         assert str(port) in comment, port
     for name in ("host", "host-cpu"):
         host = compose["services"][name]
