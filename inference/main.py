@@ -33,7 +33,7 @@ from inference.engines.base import (
 )
 from inference.runner import DeviceLane, Engines, VadLane
 from inference.server import InferenceServer
-from inference.supervised import Supervisor, prepare_process
+from inference.supervised import Supervisor, prepare_process, write_stacks_to
 from inference.wire import messages as m
 from inference.wire import supervision as s
 
@@ -219,6 +219,7 @@ async def run(control: socket.socket) -> int:
         settings = await supervisor.receive(s.InitializeInference)
         if settings is None:
             return 0
+        write_stacks_to(settings.stacks_file)
         supervisor.forward_logs(settings.log_level)
         return await serve(supervisor, settings)
 
