@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from fake_livekit import FakeLiveKit, fake_livekit
+from fake_supervisor import supervisors as supervisors
 
 from host import dispatch
 

@@ -14,8 +14,8 @@ from livekit.protocol import agent, models
 KEY, SECRET = "key", "a-secret-of-at-least-thirty-two-characters"
 
 
-def _job(job_id: str, room: str, participant: str) -> agent.Job:
-    job = agent.Job(id=job_id, type=agent.JobType.JT_ROOM, room=models.Room(name=room))
+def _job(job_id: str, room: str, participant: str, metadata: str) -> agent.Job:
+    job = agent.Job(id=job_id, type=agent.JobType.JT_ROOM, room=models.Room(name=room), metadata=metadata)
     if participant:
         job.type = agent.JobType.JT_PUBLISHER
         job.participant.identity = participant
@@ -32,14 +32,13 @@ class Session:
     async def send(self, message: agent.ServerMessage) -> None:
         await self.ws.send_bytes(message.SerializeToString())
 
-    async def offer(self, job_id: str, room: str = "room", *, participant: str = "") -> None:
-        await self.send(
-            agent.ServerMessage(availability=agent.AvailabilityRequest(job=_job(job_id, room, participant)))
-        )
+    async def offer(self, job_id: str, room: str = "room", *, participant: str = "", metadata: str = "") -> None:
+        request = agent.AvailabilityRequest(job=_job(job_id, room, participant, metadata))
+        await self.send(agent.ServerMessage(availability=request))
 
-    async def assign(self, job_id: str, room: str = "room", *, participant: str = "", token: str = "") -> None:
-        job = _job(job_id, room, participant)
-        assignment = agent.JobAssignment(job=job, token=token or f"token-{job_id}")
+    async def assign(self, job_id: str, room: str = "room", *, participant: str = "", metadata: str = "") -> None:
+        job = _job(job_id, room, participant, metadata)
+        assignment = agent.JobAssignment(job=job, token=f"token-{job_id}")
         await self.send(agent.ServerMessage(assignment=assignment))
 
     async def terminate(self, job_id: str) -> None:
@@ -67,15 +66,48 @@ class FakeLiveKit:
                 self.changed.clear()
                 await self.changed.wait()
 
-    async def session(self, number: int = 1) -> Session:
+    async def session(self, number: int = 1, deadline_s: float = 5.0) -> Session:
         """The ``number``-th connection that registered."""
-        await self.wait(lambda: len([s for s in self.sessions if s.said("register")]) >= number)
+        await self.wait(lambda: len([s for s in self.sessions if s.said("register")]) >= number, deadline_s)
         return [s for s in self.sessions if s.said("register")][number - 1]
 
-    async def said(self, session: Session, kind: str, count: int = 1) -> agent.WorkerMessage:
+    async def said(
+        self, session: Session, kind: str, count: int = 1, *, deadline_s: float = 5.0
+    ) -> agent.WorkerMessage:
         """The ``count``-th message of its kind."""
-        await self.wait(lambda: len(session.said(kind)) >= count)
+        await self.wait(lambda: len(session.said(kind)) >= count, deadline_s)
         return session.said(kind)[count - 1]
+
+    async def full(self, session: Session, *, full: bool = True, deadline_s: float = 5.0) -> agent.UpdateWorkerStatus:
+        """The worker's last word on itself, once it says that it is full (or that it is not)."""
+        status = agent.WorkerStatus.WS_FULL if full else agent.WorkerStatus.WS_AVAILABLE
+
+        def told() -> bool:
+            updates = session.said("update_worker")
+            return bool(updates) and updates[-1].update_worker.status == status
+
+        await self.wait(told, deadline_s)
+        return session.said("update_worker")[-1].update_worker
+
+    async def run_job(self, session: Session, job_id: str, room: str = "hold", *, metadata: str = "") -> None:
+        """Offer and assign a job that the worker takes."""
+        offers = len(session.said("availability"))
+        await session.offer(job_id, room, metadata=metadata)
+        answer = (await self.said(session, "availability", offers + 1)).availability
+        assert (answer.job_id, answer.available) == (job_id, True)
+        await session.assign(job_id, room, metadata=metadata)
+
+    async def job_status(
+        self, session: Session, job_id: str, status: agent.JobStatus, deadline_s: float = 20.0
+    ) -> agent.UpdateJobStatus:
+        """What the worker says of a job, once it says that it has that status."""
+
+        def found() -> list[agent.UpdateJobStatus]:
+            updates = [message.update_job for message in session.said("update_job")]
+            return [update for update in updates if (update.job_id, update.status) == (job_id, status)]
+
+        await self.wait(lambda: bool(found()), deadline_s)
+        return found()[0]
 
     async def _agent(self, request: web.Request) -> web.StreamResponse:
         self.attempts.append(asyncio.get_running_loop().time())
