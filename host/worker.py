@@ -68,8 +68,8 @@ class Worker:
             device=config.inference.device,
         )
         self._load = LoadWatch(meter, self._capacity, self._status_changed)
-        self._jobs = WorkerJobs(self._capacity, self._load.current, options.session, on_turn)
         self._metrics = Metrics(self.describe)
+        self._jobs = WorkerJobs(self._capacity, self._load.current, options.session, on_turn, self._metrics)
         self._health = HealthServer(
             options.host, options.port, problem=self._problem, describe=self.describe, metrics=self._metrics.render
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from host.capacity import Capacity, Load, Status
 from host.errors import HostError
 from host.job.settings import SessionSettings
+from host.observer import Observer
 from host.offers import Assigned
 from host.running_job import JobResult, OnTurn, OnUpdate, RunningJob
 from inference.wire.supervision import JobStatus, JobUpdate, StartJob
@@ -64,13 +65,21 @@ class WorkerJobs:
     ``supervisor`` and ``told`` are set when they are there, before the first job.
     """
 
-    def __init__(self, capacity: Capacity, load: Callable[[], Load], session: SessionSettings, on_turn: OnTurn) -> None:
+    def __init__(
+        self,
+        capacity: Capacity,
+        load: Callable[[], Load],
+        session: SessionSettings,
+        on_turn: OnTurn,
+        observer: Observer,
+    ) -> None:
         self.supervisor: Supervisor | None = None
         self.told: Told = Nobody()
         self._capacity = capacity
         self._load = load
         self._session = session.to_json()
         self._on_turn = on_turn
+        self._observer = observer
         self._jobs: dict[str, _Job] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -185,7 +194,11 @@ class WorkerJobs:
     async def _run(self, start: StartJob, on_update: OnUpdate) -> JobResult:
         assert self.supervisor is not None
         job = self._jobs[start.job_id]
-        running = await self.supervisor.launch(start, on_update=on_update, on_turn=self._on_turn)
+        try:
+            running = await self.supervisor.launch(start, on_update=on_update, on_turn=self._on_turn)
+        except HostError:
+            self._observer.job_ended("failed")
+            raise
         job.running = running
         logger.info("job started", extra={**_fields(start), "pid": running.pid})
         if job.shutdown:

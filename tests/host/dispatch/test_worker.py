@@ -268,7 +268,7 @@ async def test_while_inference_is_away_nothing_is_taken_and_jobs_go_on(
 
 
 async def test_how_a_job_ended_is_told_with_its_error(server: FakeLiveKit, supervisors: list[FakeSupervisor]) -> None:
-    async with registered(server) as (_, session):
+    async with registered(server) as (worker, session):
         await server.run_job(session, "AJ_1")
         await server.job_status(session, "AJ_1", RUNNING)
         (await supervisors[0].job("AJ_1")).finish()
@@ -280,6 +280,7 @@ async def test_how_a_job_ended_is_told_with_its_error(server: FakeLiveKit, super
         await server.run_job(session, "AJ_3")
         assert (await server.job_status(session, "AJ_3", FAILED)).error == "no job process was ready within 10 s"
         await server.full(session, full=False)
+        assert 'roomful_jobs_ended_total{status="failed"} 1.0' in (await get(worker, "/metrics"))[1]
 
 
 async def test_the_server_ends_a_job(server: FakeLiveKit, supervisors: list[FakeSupervisor]) -> None:
