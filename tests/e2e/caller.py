@@ -180,6 +180,7 @@ class Caller:
         def joined(participant: rtc.RemoteParticipant) -> None:
             # What was set before we learned of the participant comes with it, not as a change.
             attributes_changed(participant.attributes, participant)
+            self._notify()
 
         def left(participant: rtc.RemoteParticipant) -> None:
             self.left.append(participant.identity)

@@ -26,4 +26,5 @@ async def request_fnc(request: JobRequest) -> None:
 async def entrypoint(ctx: JobContext) -> None:
     await ctx.connect()
     logger.info("in as %s, %s, %s", ctx.agent.name, ctx.agent.identity, ctx.agent.metadata)
+    await ctx.wait_for_participant()
     await ctx.room.wait_closed()
