@@ -483,7 +483,7 @@ def seconds(text: str) -> int:
 
 def test_compose_has_a_server_and_the_host_with_and_without_a_gpu(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"livekit", "host", "host-cpu"}
+    assert set(services) == {"livekit", "host", "host-cpu", "prometheus"}
     (device,) = services["host"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     assert services["host"]["build"]["args"]["DEVICE"] == "cuda"
@@ -550,6 +550,17 @@ def test_files_and_ports_of_compose(compose: dict[str, Any], livekit: dict[str, 
         assert host["network_mode"] == server["network_mode"] == "host"
         assert host["volumes"] == [f"models:{host['environment']['ROOMFUL_MODELS_DIR']}"]
     assert "models" in compose["volumes"]
+
+
+def test_prometheus_asks_the_host(compose: dict[str, Any]) -> None:
+    prometheus = compose["services"]["prometheus"]
+    assert prometheus["profiles"] == ["metrics"]
+    source, target, mode = prometheus["volumes"][0].split(":")
+    assert mode == "ro"
+    assert f"--config.file={target}" in prometheus["command"]
+    (job,) = yaml.safe_load(read(source))["scrape_configs"]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    assert job["static_configs"] == [{"targets": [f"127.0.0.1:{DEFAULT_PORT}"]}]
 
 
 def test_the_servers_configuration_sends_nobody_to_the_internet(livekit: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ PURE = (
     "host/job/speech.py",
     "inference/activity.py",
     "inference/planner.py",
+    "inference/reports.py",
     "inference/wire/errors.py",
     "inference/wire/tlv.py",
     "inference/wire/messages.py",
