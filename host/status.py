@@ -174,7 +174,8 @@ def _load(worker: Mapping[str, Any], *, ascii_only: bool) -> RenderableType:
     table.add_column(no_wrap=True, width=_BAR)
     table.add_column(no_wrap=True, width=len("100 %"), justify="right")
     table.add_column(no_wrap=True, overflow="crop")
-    limit = f"of {percent(threshold)} at most" if threshold is not None else "no threshold"
+    # A load is at most 1: a threshold above it is none.
+    limit = f"of {percent(threshold)} at most" if threshold is not None and threshold <= 1 else "no threshold"
     notes = {
         "memory": "of what was left at start",
         "pressure": "of the latest requests were late",
