@@ -153,6 +153,11 @@ class InferenceClient:
         assert isinstance(reply, m.Stats)
         return reply
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self._gone is not None
+
     async def wait_gone(self) -> InferenceError:
         """Return the reason when the connection has ended."""
         await asyncio.wait([self._reader])

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from host.job.chat import PhraseHeard
 from host.job.room import Room
 from host.job.speech import SpeakablePhrase
-from inference.client import InferenceRoom, Phrase, RequestFailedError
+from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, Phrase, RequestFailedError
 
 CALLER_RATE = 16_000
 BLOCK_MS = 20
@@ -101,7 +101,7 @@ class SpokenPhrase:
     text: SpeakablePhrase
     phrase: Phrase | None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    error: RequestFailedError | None = None
+    error: InferenceError | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -141,12 +141,17 @@ class Player:
         self._interruptions = 0
 
     async def run(self) -> None:
-        """Move speech from the ring into the room until cancelled. Raises ``InferenceUnavailableError``."""
+        """Move speech from the ring into the room until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             while True:
                 await self._open.wait()
-                await self._inference.wait_speech()
+                try:
+                    await self._inference.wait_speech()
+                except InferenceUnavailableError:
+                    # Whoever holds the conversation has been told, too, and interrupts what was being said.
+                    await self._inference.wait_attached()
+                    continue
                 if self._open.is_set():
                     await self._play_block()
 
@@ -170,9 +175,15 @@ class Player:
         self._tasks.create_task(self._follow(spoken), name="phrase")
 
     async def finish(self, utterance: Utterance) -> None:
-        """Return when ``utterance`` has been heard. Raises the ``RequestFailedError`` of a phrase, after that."""
+        """Return when ``utterance`` has been heard. Raises the ``RequestFailedError`` of a phrase, after that.
+
+        Raises ``InferenceUnavailableError`` at once when a phrase can never come; the utterance is then
+        still to be interrupted.
+        """
         for spoken in utterance.phrases:
             await spoken.ended.wait()
+            if isinstance(spoken.error, InferenceUnavailableError):
+                raise spoken.error
         end = max((spoken.phrase.end or 0 for spoken in utterance.phrases if spoken.phrase), default=0)
         while self._inference.read_position() < end or self._playing:
             self._moved.clear()
@@ -251,7 +262,7 @@ class Player:
         assert spoken.phrase is not None
         try:
             await spoken.phrase.wait()
-        except RequestFailedError as exc:
+        except (RequestFailedError, InferenceUnavailableError) as exc:
             spoken.error = exc
         finally:
             spoken.ended.set()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from livekit.protocol.agent import Job
 
 from host.job.agent import VoiceAgent
+from host.job.link import InferenceLink
 from host.job.pipeline import VoiceSession
 from host.job.room import LocalParticipant, Room, RoomEndedError
 from host.job.settings import SessionSettings
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 ENTRYPOINT_GRACE_S = 5.0
 """How long an entrypoint may go on after its session was closed, to finish what it does."""
 
+T = TypeVar("T")
 ShutdownCallback = Callable[[str], Awaitable[None] | None]
 
 
@@ -64,15 +65,14 @@ class JobContext:
         self.accept = accept or JobAcceptArguments()
         self.log_context_fields: dict[str, Any] = {} if log_context_fields is None else log_context_fields
         self.log_context_fields.update(job_id=job.id, room=room.name)
-        self._inference_socket = inference_socket
-        self._inference_token = inference_token
+        self._link = InferenceLink(inference_socket, inference_token, job.id)
         self._settings = settings
         self._report = report
         self._stopping = asyncio.Event()
         self._reason = ""
         self._session: VoiceSession | None = None
         self._callbacks: list[ShutdownCallback] = []
-        self._resources = AsyncExitStack()
+        self._client: InferenceClient | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._connected = False
 
@@ -105,17 +105,16 @@ class JobContext:
         return await self.room.wait_for_participant(identity or self.job.participant.identity)
 
     async def start_session(self, agent: VoiceAgent) -> VoiceSession:
-        """Begin the conversation as soon as the caller is there; one a job.
+        """Begin the conversation as soon as the inference process and the caller are there; one a job.
 
-        Raises ``InferenceUnavailableError``, or ``RoomRefusedError`` when there is no slot for another room.
+        Raises ``InferenceUnavailableError`` when there is no inference process for minutes, and
+        ``RoomRefusedError`` when it has no slot for another room.
         """
         if self._session is not None:
             raise RuntimeError("this job has its session already")
         await self.connect()
         # The slot first: a caller should not be greeted by an agent that cannot hear.
-        client = await InferenceClient.connect(self._inference_socket, self._inference_token, name=self.job.id)
-        self._resources.push_async_callback(client.aclose)
-        inference = await client.open_room(self.room.name)
+        inference = await self._while_running(self._link.open_room(self.room.name))
         await self.room.open_speech(inference.speech_rate)
         await self.wait_for_participant()
         self._session = VoiceSession(
@@ -123,12 +122,30 @@ class JobContext:
             inference,
             agent,
             settings=agent.settings or self._settings,
-            context_tokens=client.welcome.context_tokens,
+            context_tokens=self._link.context_tokens,
             job_id=self.job.id,
             report=self._report,
+            attach_again=lambda: self._link.attach(inference),
         )
         self._task_group().create_task(self._hold(self._session), name="session")
         return self._session
+
+    async def connect_inference(self) -> InferenceClient:
+        """A connection of its own to the inference process, as soon as that is there; it ends with the job.
+
+        For what a session does not do. When the process was started again, call it again. Raises
+        ``InferenceUnavailableError`` when there is no inference process for minutes.
+        """
+        if self._client is None or self._client.is_gone:
+            self._client = await self._while_running(self._link.connect())
+        return self._client
+
+    @property
+    def inference(self) -> InferenceClient:
+        """The connection that ``connect_inference`` made."""
+        if self._client is None:
+            raise RuntimeError("there is no connection; await connect_inference() first")
+        return self._client
 
     def add_shutdown_callback(self, callback: ShutdownCallback) -> None:
         """Have ``callback`` (a function or a coroutine function) called with the reason when the job ends."""
@@ -139,6 +156,20 @@ class JobContext:
         if not self._stopping.is_set():
             self._reason = reason
             self._stopping.set()
+
+    async def _while_running(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``, which is given up when the job ends."""
+        working = asyncio.create_task(work, name="inference-link")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise RoomEndedError(f"the job ends: {self._reason}")
+            return working.result()
+        finally:
+            working.cancel()
+            stopping.cancel()
+            await asyncio.wait({working, stopping})
 
     # --- for run_job ------------------------------------------------------------------------------
 
@@ -182,7 +213,7 @@ class JobContext:
 
     async def _release(self) -> None:
         await self.room.leave()
-        await self._resources.aclose()
+        await self._link.aclose()
 
 
 @dataclass(frozen=True, slots=True)

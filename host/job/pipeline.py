@@ -6,6 +6,10 @@
 
 Everything runs on the job's event loop; inputs are fed to the table one at a time, and its actions
 are performed before the next. Only what takes time (a transcription, a reply) is a task.
+
+The inference process may go away and come back: the caller's audio is kept meanwhile, what is being
+said falls silent, and when the room is attached again, detection begins where it had got to, and what
+was asked for and not answered is asked for again.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -26,7 +30,7 @@ from host.job.reply import AnsweredTurn, Reply, join, whole
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
 from host.job.speech import PhraseCutter, SpeakablePhrase
-from inference.client import InferenceError, InferenceRoom, RequestFailedError
+from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, RequestFailedError
 from inference.wire.messages import Transcript
 from inference.wire.supervision import TurnReport
 
@@ -37,6 +41,15 @@ _WATCH_S = 0.01
 """How often a reply's progress is looked at until it is heard; five times as rarely afterwards."""
 _NO_SPEECH_PROB, _NO_SPEECH_LOGPROB = 0.6, -1.0
 """Whisper's own rule for a transcript of no speech."""
+_DETECTION_LAG = 128 * t.SAMPLES_PER_MS
+"""How far the clock of the turns may be ahead of detection: what nobody has listened to is no silence."""
+_WINDOW_MS = 32
+"""Detection looks at so much audio at once."""
+_RETENTION_MARGIN_S = 5.0
+"""After a long absence, how much of the caller's oldest audio is given up, so that the rest is not overwritten
+while it is transcribed."""
+_MAX_ATTEMPTS = 3
+"""What is asked for so often, and the inference process went away each time, may be why it did."""
 
 _AGENT_STATES: dict[t.State, AgentState] = {
     t.State.LISTENING: "listening",
@@ -59,8 +72,9 @@ class AnswerRecorder(Protocol):
 class VoiceSession:
     """The agent and one caller in one room, from the greeting to the end.
 
-    ``run`` holds the conversation until ``aclose``; it raises ``InferenceUnavailableError`` when the
-    inference process goes away. ``report`` is called with each turn when it is over.
+    ``run`` holds the conversation until ``aclose``. When the inference process goes away, ``attach_again``
+    is awaited, which opens ``inference`` again; the ``InferenceUnavailableError`` that it raises when it
+    gives up ends the conversation. ``report`` is called with each turn when it is over.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class VoiceSession:
         context_tokens: int,
         job_id: str,
         report: Callable[[TurnReport], None],
+        attach_again: Callable[[], Awaitable[None]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reply_tokens = min(settings.max_reply_tokens, context_tokens // 2)
@@ -84,6 +99,7 @@ class VoiceSession:
         self._settings = settings
         self._job_id = job_id
         self._report = report
+        self._attach_again = attach_again
         self._now = now
         self._turns = t.TurnTaking(settings.min_endpointing_delay_ms * t.SAMPLES_PER_MS, settings.allow_interruptions)
         self._capture = Capture(inference, self._on_clock, self._waits_for_clock, now)
@@ -112,7 +128,7 @@ class VoiceSession:
         """Say ``text`` as soon as the agent listens. Returns what was heard of it, which joins the history."""
         if self._ended.is_set():
             return ""
-        reply = Reply(self._segment(), whole(text))
+        reply = Reply.of(self._segment(), text)
         self._to_say.append(reply)
         if self._tasks is not None:
             self._feed(t.Tick(self._turns.position))
@@ -135,17 +151,16 @@ class VoiceSession:
     # --- running ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Hold the conversation until ``aclose``. Raises ``InferenceUnavailableError``."""
+        """Hold the conversation until ``aclose``. Raises the ``InferenceError`` that ended it."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 tasks.create_task(self._show(), name="notes")
                 tasks.create_task(self._player.run(), name="player")
                 tasks.create_task(self._capture.run(self._room.caller_audio()), name="capture")
-                self._listen()
                 tasks.create_task(self._watch_voice(), name="voice-activity")
                 if self._agent.greeting:
-                    self._to_say.appendleft(Reply(self._segment(), whole(self._agent.greeting)))
+                    self._to_say.appendleft(Reply.of(self._segment(), self._agent.greeting))
                 self._feed(t.Tick(self._inference.position))
                 await self._ending.wait()
                 raise _EndedError
@@ -163,15 +178,6 @@ class VoiceSession:
     def _group(self) -> asyncio.TaskGroup:
         assert self._tasks is not None, "the session is not running"
         return self._tasks
-
-    def _listen(self) -> None:
-        settings = self._settings
-        self._inference.listen(
-            activation=settings.activation,
-            min_speech_ms=settings.min_speech_ms,
-            pause_ms=min(settings.pause_ms, max(32, settings.min_endpointing_delay_ms)),
-            min_silence_ms=_MIN_SILENCE_MS,
-        )
 
     def _wind_up(self) -> None:
         """Silence, and report the turns that the end cut off."""
@@ -193,15 +199,46 @@ class VoiceSession:
     # --- inputs ---------------------------------------------------------------------------------------
 
     async def _watch_voice(self) -> None:
-        async for event in self._inference.events():
-            self._event_at = self._now()
-            logger.debug("%s", event)
-            # Whether this is a barge-in depends on what has been heard by now.
-            self._note_heard()
-            self._feed(event)
+        start = -1
+        while True:
+            try:
+                self._listen(start)
+                async for event in self._inference.events():
+                    self._event_at = self._now()
+                    logger.debug("%s", event)
+                    # Whether this is a barge-in depends on what has been heard by now.
+                    self._note_heard()
+                    self._feed(event)
+            except InferenceUnavailableError as lost:
+                began = self._now()
+                logger.warning("%s; the room stays, and waits for it to be back", lost)
+                self._fall_silent()
+                await self._attach_again()
+                logger.info("the inference process is back after %.1f s", self._now() - began)
+                start = self._restart_detection()
+
+    def _listen(self, start: int) -> None:
+        settings = self._settings
+        self._inference.listen(
+            start=start,
+            activation=settings.activation,
+            min_speech_ms=settings.min_speech_ms,
+            pause_ms=min(settings.pause_ms, max(32, settings.min_endpointing_delay_ms)),
+            min_silence_ms=_MIN_SILENCE_MS,
+        )
+
+    def _restart_detection(self) -> int:
+        """Where detection begins again; what it had begun to take for speech, and not reported yet, is heard again."""
+        inference = self._inference
+        kept = min(inference.position, inference.oldest + round(_RETENTION_MARGIN_S * CALLER_RATE))
+        oldest = kept if inference.oldest else 0
+        unreported = (self._settings.min_speech_ms + 2 * _WINDOW_MS) * t.SAMPLES_PER_MS
+        start = max(self._turns.detect_from(max(0, inference.heard - unreported)), oldest)
+        self._feed(t.DetectionRestarted(start, oldest))
+        return start
 
     def _on_clock(self, position: int) -> None:
-        self._feed(t.Tick(position))
+        self._feed(t.Tick(min(position, self._inference.heard + _DETECTION_LAG)))
 
     def _waits_for_clock(self) -> bool:
         return self._turns.state in (t.State.USER_SPEAKING, t.State.ENDPOINTING)
@@ -247,20 +284,28 @@ class VoiceSession:
 
     async def _transcribe(self, ask: t.Transcribe) -> None:
         try:
-            result = await self._inference.transcribe(
-                ask.start, ask.end, language=self._settings.language, speculative=ask.speculative
-            )
-        except RequestFailedError as exc:
-            logger.log(
-                logging.WARNING if ask.speculative else logging.ERROR,
-                "transcription failed: %s",
-                exc,
-            )
+            result = await self._transcript(ask)
+        except InferenceError as exc:
+            logger.log(logging.WARNING if ask.speculative else logging.ERROR, "transcription failed: %s", exc)
             self._feed(t.TranscriptFailed(ask.ticket))
         else:
             self._feed(t.TranscriptArrived(ask.ticket, _words(result)))
         finally:
             self._transcriptions.pop(ask.ticket, None)
+
+    async def _transcript(self, ask: t.Transcribe) -> Transcript:
+        """Asked for again when the inference process went away meanwhile: the audio is still there."""
+        attempt = 1
+        while True:
+            await self._inference.wait_attached()
+            try:
+                return await self._inference.transcribe(
+                    ask.start, ask.end, language=self._settings.language, speculative=ask.speculative
+                )
+            except InferenceUnavailableError:
+                if attempt == _MAX_ATTEMPTS:
+                    raise
+                attempt += 1
 
     def _answer(self, turn: t.CommitTurn) -> None:
         self._report_interrupted()
@@ -317,6 +362,7 @@ class VoiceSession:
         reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
 
     async def _speak(self, reply: Reply) -> None:
+        await self._inference.wait_attached()
         reply.utterance = await self._player.begin()
         watch = self._group.create_task(self._watch(reply), name="reply-watch")
         failed = False
@@ -331,10 +377,40 @@ class VoiceSession:
             except RequestFailedError as exc:
                 failed = True
                 logger.error("a phrase was not spoken: %s", exc)  # noqa: TRY400
+        except InferenceUnavailableError:
+            # ``_fall_silent`` deals with it: whoever reads the events has been told, too.
+            return
         finally:
             watch.cancel()
         self._note_heard()
         self._finish(reply, reply.utterance, failed=failed)
+
+    def _fall_silent(self) -> None:
+        """The inference process is gone. What was heard of the reply stays said; the rest is for when it is back."""
+        self._note_heard()
+        self._show_state()
+        reply = self._reply
+        if reply is None:
+            return
+        assert reply.task is not None
+        reply.task.cancel()
+        if reply.utterance is None:
+            # It has not begun.
+            self._start(reply)
+            return
+        self._player.interrupt(reply.utterance)
+        reply.attempts += 1
+        if reply.attempts == _MAX_ATTEMPTS:
+            logger.error("the answer failed: the inference process went away %d times", reply.attempts)
+            self._finish(reply, reply.utterance, failed=True)
+            return
+        self._keep_heard(reply, reply.utterance)
+        if self._turns.state is t.State.THINKING and reply.turn is not None:
+            reply.begin_again(self._generate(reply.turn))
+        else:
+            left = reply.unsaid()
+            reply.begin_again(whole(left), left)
+        self._start(reply)
 
     async def _write(self, reply: Reply, utterance: Utterance) -> None:
         """Every phrase is asked for as soon as the model has written it."""
@@ -356,7 +432,7 @@ class VoiceSession:
     async def _generate(self, turn: AnsweredTurn) -> AsyncGenerator[str, None]:
         """The model's answer to the history, which is shortened until it fits."""
         settings = self._settings
-        turn.asked = self._now()
+        turn.asked, turn.first_text = self._now(), None
         while True:
             generation = self._inference.generate(
                 self.history.messages(),
@@ -434,6 +510,9 @@ class VoiceSession:
 
     def _show_state(self) -> None:
         state = _AGENT_STATES[self._turns.state]
+        if state == "speaking" and not self._inference.is_attached:
+            # It will go on; for now it is silent.
+            state = "thinking"
         if state != self._state:
             self._state = state
             self._note(self._room.set_agent_state(state))

@@ -32,15 +32,17 @@ class AnsweredTurn:
 class Reply:
     """``source`` writes it, ``segment`` names it to the caller's client, ``turn`` is None where nothing was asked.
 
-    ``text``: all that was written (``complete``: to its end). ``said``: what was heard of it, also
-    before an interruption that it was resumed from; ``shown``: the same of this attempt alone, a
-    beginning of ``text``. ``span``: where it lies in the room's recording, in seconds. ``over`` is set
-    when nothing more of it is heard.
+    ``known``: its text, where that was known from the start. ``text``: all that was written so far
+    (``complete``: to its end). ``said``: what was heard of it, also before an interruption that it was
+    resumed from; ``shown``: the same of this attempt alone, a beginning of ``text``. ``span``: where it
+    lies in the room's recording, in seconds. ``attempts``: how often it was begun and the inference
+    process went away. ``over`` is set when nothing more of it is heard.
     """
 
     segment: str
     source: AsyncGenerator[str, None]
     turn: AnsweredTurn | None = None
+    known: str = ""
     text: str = ""
     complete: bool = False
     said: str = ""
@@ -53,22 +55,40 @@ class Reply:
     span: tuple[float, float] = (0.0, 0.0)
     interrupted_at: float = 0.0
     silent_at: float | None = None
+    attempts: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def rest(self) -> Reply:
-        """What is left to say of an interrupted reply: up to its last whole phrase if it was not all written."""
+    @classmethod
+    def of(cls, segment: str, text: str) -> Reply:
+        """A reply whose text is known."""
+        return cls(segment, whole(text), known=text)
+
+    def unsaid(self) -> str:
+        """What is left to say of it: up to its last whole phrase if it was not all written."""
         spoken = "".join(spoken.text.shown for spoken in self.utterance.phrases) if self.utterance else ""
-        written = self.text if self.complete else spoken
+        written = self.known or (self.text if self.complete else spoken)
+        return written[len(self.shown) :]
+
+    def rest(self) -> Reply:
+        """A reply that says what is left to say of this one, which was interrupted."""
+        left = self.unsaid()
         return Reply(
             self.segment,
-            whole(written[len(self.shown) :]),
+            whole(left),
             self.turn,
+            left,
             said=self.said,
             first_read=self.first_read,
             first_heard=self.first_heard,
             audio_s=self.audio_s,
             span=self.span,
         )
+
+    def begin_again(self, source: AsyncGenerator[str, None], known: str = "") -> None:
+        """Its attempt has failed; ``source`` writes the next one. What was heard stays said."""
+        self.source, self.known = source, known
+        self.text, self.complete, self.shown = "", False, ""
+        self.utterance = self.task = None
 
     def keep_heard(self, utterance: Utterance, shown: str, sample_rate: int) -> None:
         """Its utterance is over: ``shown`` is the text of it that was heard."""

@@ -11,6 +11,7 @@ room's up clock) goes in: no wall clock, no I/O. Feed an input, perform the acti
     no words         ENDPOINTING, TRANSCRIBING --> LISTENING (SPEAKING again, if it had interrupted)
     nothing to hear  THINKING --> LISTENING
     a greeting       LISTENING --> SPEAKING
+    detection lost   USER_SPEAKING --> ENDPOINTING, until it has heard the caller again
 
 At a pause the utterance so far is transcribed on speculation. The turn ends ``endpointing`` samples
 after the last voiced one; a result that covers it is used at once. A caller who goes on before any
@@ -95,6 +96,17 @@ class AnswerFinished:
     """All that the agent had to say was heard, or it failed: the caller's turn."""
 
 
+@dataclass(frozen=True, slots=True)
+class DetectionRestarted:
+    """Voice activity detection was lost and begins again at ``at``; what it hears there is reported (again).
+
+    The caller's audio before ``oldest`` is not kept any more.
+    """
+
+    at: int
+    oldest: int
+
+
 Input = (
     SpeechStarted
     | SpeechPaused
@@ -107,6 +119,7 @@ Input = (
     | SayStarted
     | AnswerHeard
     | AnswerFinished
+    | DetectionRestarted
 )
 
 
@@ -179,7 +192,10 @@ class _Part:
 
 @dataclass(slots=True)
 class _Turn:
+    """``stretch``: where the caller began to speak last. ``last_voiced``: where the caller last fell silent."""
+
     start: int
+    stretch: int
     last_voiced: int
     parts: list[_Part]
     decided: int = 0
@@ -225,7 +241,7 @@ class TurnTaking:
 
     def _begin(self, event: SpeechStarted | SpeechResumed) -> State:
         start = event.start if isinstance(event, SpeechStarted) else event.at
-        self._turn = _Turn(start, start, [_Part(max(start - PADDING, self._floor, 0))])
+        self._turn = _Turn(start, start, start, [_Part(max(start - PADDING, self._floor, 0))])
         return State.USER_SPEAKING
 
     def _barge_in(self, event: SpeechStarted | SpeechResumed) -> State:
@@ -239,6 +255,7 @@ class TurnTaking:
     def _go_on(self, event: SpeechStarted | SpeechResumed) -> State:
         at = event.start if isinstance(event, SpeechStarted) else event.at
         turn = self._open_turn
+        turn.stretch = at
         part = turn.parts[-1]
         if at - part.start > CLOSE_PART:
             if part.text is None and not part.ticket:
@@ -332,6 +349,30 @@ class TurnTaking:
         self._close_turn()
         return State.LISTENING
 
+    # --- detection is lost --------------------------------------------------------------------------
+
+    def detect_from(self, heard: int) -> int:
+        """Where detection must begin again when it had got to about ``heard``, to miss and repeat nothing."""
+        if self.state is State.USER_SPEAKING:
+            # What was cut off before the stretch's last part is heard already.
+            return max(self._open_turn.stretch, self._open_turn.parts[-1].start)
+        return max(heard, self._turn.last_voiced if self._turn is not None else self._floor)
+
+    def _restarted(self, event: DetectionRestarted) -> State:
+        self.position = event.at
+        if self.state is not State.USER_SPEAKING:
+            return self.state
+        # Nobody reports the end of this stretch of speech. It is taken for a pause, which is over as soon as the
+        # stretch is heard again, and ends the turn with what was heard before it if it is not.
+        turn = self._open_turn
+        part = turn.parts[-1]
+        part.start = max(part.start, event.oldest)
+        part.end = max(event.at, part.start)
+        if part.end == part.start:
+            part.text = ""
+        turn.last_voiced = event.at
+        return State.ENDPOINTING
+
     # --- the open turn --------------------------------------------------------------------------------
 
     @property
@@ -382,6 +423,7 @@ TABLE: Mapping[tuple[State, type[Any]], Row] = (
         # The end of speech that the agent was not listening to.
         ((SpeechPaused, SpeechEnded, AudioLost), TurnTaking._stay, (_L,)),
         ((Tick,), TurnTaking._tick, (_L,)),
+        ((DetectionRestarted,), TurnTaking._restarted, (_L,)),
         ((TranscriptArrived, TranscriptFailed), TurnTaking._stay, (_L,)),
         ((SayStarted,), TurnTaking._say, (_S,)),
     )
@@ -389,6 +431,7 @@ TABLE: Mapping[tuple[State, type[Any]], Row] = (
         _U,
         ((SpeechPaused, SpeechEnded, AudioLost), TurnTaking._pause, _ANY_END),
         ((Tick,), TurnTaking._tick_speaking, (_U,)),
+        ((DetectionRestarted,), TurnTaking._restarted, (_E,)),
         ((TranscriptArrived,), TurnTaking._transcript, (_U,)),
         ((TranscriptFailed,), TurnTaking._transcript_failed, (_U,)),
     )
@@ -397,6 +440,7 @@ TABLE: Mapping[tuple[State, type[Any]], Row] = (
         (_SPEECH, TurnTaking._go_on, (_U,)),
         ((SpeechEnded, AudioLost), TurnTaking._stay, (_E,)),
         ((Tick,), TurnTaking._tick_endpointing, _ANY_END),
+        ((DetectionRestarted,), TurnTaking._restarted, (_E,)),
         ((TranscriptArrived,), TurnTaking._transcript, (_E,)),
         ((TranscriptFailed,), TurnTaking._transcript_failed, (_E,)),
     )
@@ -405,6 +449,7 @@ TABLE: Mapping[tuple[State, type[Any]], Row] = (
         (_SPEECH, TurnTaking._go_on, (_U,)),
         ((SpeechEnded, AudioLost), TurnTaking._stay, (_R,)),
         ((Tick,), TurnTaking._tick, (_R,)),
+        ((DetectionRestarted,), TurnTaking._restarted, (_R,)),
         ((TranscriptArrived,), TurnTaking._transcript, (_R, _T, _L, _S)),
         ((TranscriptFailed,), TurnTaking._transcript_failed, (_R, _T, _L, _S)),
     )
@@ -413,6 +458,7 @@ TABLE: Mapping[tuple[State, type[Any]], Row] = (
         (_SPEECH, TurnTaking._take_back, (_U,)),
         ((SpeechEnded, AudioLost), TurnTaking._stay, (_T,)),
         ((Tick,), TurnTaking._tick, (_T,)),
+        ((DetectionRestarted,), TurnTaking._restarted, (_T,)),
         ((TranscriptArrived, TranscriptFailed), TurnTaking._stay, (_T,)),
         ((AnswerHeard,), TurnTaking._heard, (_S,)),
         ((AnswerFinished,), TurnTaking._finished, (_L,)),
@@ -423,6 +469,7 @@ TABLE: Mapping[tuple[State, type[Any]], Row] = (
         # Of the turn that is being answered, or of speech that may not interrupt.
         ((SpeechPaused, SpeechEnded, AudioLost), TurnTaking._stay, (_S,)),
         ((Tick,), TurnTaking._tick, (_S,)),
+        ((DetectionRestarted,), TurnTaking._restarted, (_S,)),
         ((TranscriptArrived, TranscriptFailed), TurnTaking._stay, (_S,)),
         ((AnswerHeard,), TurnTaking._stay, (_S,)),
         ((AnswerFinished,), TurnTaking._finished, (_L,)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from host.job.room import AgentState, Side
-from inference.client import InferenceError, RequestFailedError, VoiceEvent
+from inference.client import InferenceError, InferenceUnavailableError, RequestFailedError, VoiceEvent
 from inference.wire.messages import ChatMessage, Transcript
 
 RATE = 16_000
@@ -177,6 +177,10 @@ class FakeInference:
     def __init__(self) -> None:
         self.position = 0
         self.listening: dict[str, float] = {}
+        self.oldest = 0
+        self.attached = asyncio.Event()
+        self.attached.set()
+        self.deaf_from: int | None = None
         self.voice: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self.transcriptions: list[tuple[int, int, bool, asyncio.Future[Transcript]]] = []
         self.generations: list[FakeGeneration] = []
@@ -187,10 +191,46 @@ class FakeInference:
         self._ring = bytearray()
         self._rung = asyncio.Event()
 
+    @property
+    def is_attached(self) -> bool:
+        return self.attached.is_set()
+
+    async def wait_attached(self) -> None:
+        await self.attached.wait()
+
+    @property
+    def heard(self) -> int:
+        return self.position if self.deaf_from is None else self.deaf_from
+
+    def go_away(self) -> None:
+        """The inference process dies: everything that waits for it fails, detection stands still."""
+        error = InferenceUnavailableError("the inference process went away")
+        self.attached.clear()
+        self.deaf_from = self.position
+        for *_, result in self.transcriptions:
+            if not result.done():
+                result.set_exception(error)
+        for generation in self.generations:
+            generation.fail(error)
+        for phrase in self.phrases:
+            phrase.fail(error)
+        self._rung.set()
+        self.voice.put_nowait(error)
+
+    def come_back(self) -> None:
+        """Another process has the room; detection has caught up."""
+        self.deaf_from = None
+        self.attached.set()
+
     def push(self, pcm: bytes) -> None:
         self.position += len(pcm) // 2
 
+    def _check(self) -> None:
+        if not self.is_attached:
+            raise InferenceUnavailableError("the inference process went away")
+
     def listen(self, **settings: float) -> None:
+        self._check()
         self.listening = settings
 
     async def events(self) -> AsyncIterator[VoiceEvent]:
@@ -201,15 +241,18 @@ class FakeInference:
             yield event
 
     async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> Transcript:
+        self._check()
         result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
         self.transcriptions.append((start, end, speculative, result))
         return await result
 
     def generate(self, messages: Sequence[ChatMessage], *, max_tokens: int, **_: float) -> FakeGeneration:
+        self._check()
         self.generations.append(FakeGeneration(messages, max_tokens))
         return self.generations[-1]
 
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> FakePhrase:
+        self._check()
         phrase = FakePhrase(self, text, len(self.phrases) + 1)
         self.phrases.append(phrase)
         if not self.hold:
@@ -238,5 +281,6 @@ class FakeInference:
 
     async def wait_speech(self) -> None:
         while not self._ring:
+            self._check()
             self._rung.clear()
             await self._rung.wait()

@@ -10,7 +10,7 @@ import pytest
 from livekit.protocol.agent import Job as JobMessage
 from livekit.protocol.agent import JobType
 
-from host.job import context
+from host.job import context, link
 from host.job.agent import VoiceAgent
 from host.job.context import JobContext, JobOutcome, JobProcess, run_job
 from host.job.settings import SessionSettings
@@ -136,16 +136,38 @@ async def test_a_callback_that_fails_is_logged_and_the_others_run(job: Job, capl
 
 
 async def test_without_an_inference_process_the_job_fails_with_one_line(
-    job: Job, caplog: pytest.LogCaptureFixture
+    job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(link, "AWAY_TIMEOUT_S", 0.6)
+
     async def entrypoint(ctx: JobContext) -> None:
         await ctx.start_session(VoiceAgent("Be brief."))
 
     outcome = await job.run(entrypoint)
     assert outcome.status == "failed"
-    assert "no inference process at" in outcome.error
+    assert "the inference process was away for 0.6 s: no inference process at" in outcome.error
     assert "Traceback" not in caplog.text
     assert job.log[-1] == "leave"
+
+
+@pytest.mark.parametrize("what", ["session", "connection"])
+async def test_a_job_that_waits_for_the_inference_process_ends_when_it_is_told_to(job: Job, what: str) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        asyncio.get_running_loop().call_later(0.05, ctx.shutdown, "the host drains")
+        await (ctx.start_session(VoiceAgent("Be brief.")) if what == "session" else ctx.connect_inference())
+
+    began = asyncio.get_running_loop().time()
+    assert await job.run(entrypoint) == JobOutcome("success", "", "the host drains")
+    assert asyncio.get_running_loop().time() - began < context.ENTRYPOINT_GRACE_S, "it was cancelled, not told"
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_there_is_no_connection_before_it_was_made(job: Job) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        with pytest.raises(RuntimeError, match="await connect_inference"):
+            _ = ctx.inference
+
+    assert (await job.run(entrypoint)).status == "success"
 
 
 async def test_a_room_that_cannot_be_joined_fails_the_job(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -212,23 +210,6 @@ async def test_silence_is_never_a_turn(process: InferenceProcess, tmp_path: Path
     assert outcome.status == "success"
     assert call.turns == []
     assert call.room.unanswered == [str(tmp_path / "silence.wav")]
-
-
-async def test_inference_dying_in_the_middle_fails_the_job_with_a_clear_reason(
-    process: InferenceProcess, tmp_path: Path
-) -> None:
-    call = Call(process, tmp_path, [DATE])
-
-    async def kill(session: VoiceSession) -> None:
-        await call.answered.wait()
-        os.kill(process.pid, signal.SIGKILL)
-
-    outcome = await call.hold(then=kill)
-    assert outcome.status == "failed"
-    assert outcome.error == "InferenceUnavailableError: the inference process went away"
-    assert call.statuses == ["running", "failed"]
-    assert call.turns[0].reply, "what was recorded before is not lost"
-    assert read_wave(call.out)[1] == RATE
 
 
 async def test_a_room_without_a_slot_fails_the_job(process: InferenceProcess, tmp_path: Path) -> None:

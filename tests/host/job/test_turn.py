@@ -18,6 +18,7 @@ from host.job.turn import (
     AnswerHeard,
     CancelAnswer,
     CommitTurn,
+    DetectionRestarted,
     DropTranscript,
     DropTurn,
     Input,
@@ -362,6 +363,104 @@ def test_an_answer_that_failed_unheard_ends_the_turn() -> None:
     assert talk.state is State.LISTENING
 
 
+# --- detection is lost ----------------------------------------------------------------------------
+
+
+def restart(talk: Conversation, heard: int, *, oldest: int = 0) -> int:
+    """Detection, which had got to ``heard`` ms, begins again; returns where, in ms."""
+    at = talk.turns.detect_from(heard * MS)
+    assert talk.feed(DetectionRestarted(at, oldest * MS)) == []
+    return at // MS
+
+
+def test_speech_that_was_lost_in_the_middle_is_heard_again_from_its_start() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.until(3000)
+    assert restart(talk, 2900) == 1000
+    assert talk.state is State.ENDPOINTING
+    # The clock is where detection is: nothing is decided before it has heard the speech again.
+    assert talk.until(1400) == []
+    talk.started(1000, heard_at=1400)
+    assert talk.state is State.USER_SPEAKING
+    talk.paused(5000)
+    assert talk.asked()[-1] == Transcribe(1, 1000 * MS - PADDING, 5080 * MS, speculative=True)
+    talk.transcript("hello")
+    talk.until(5600)
+    assert talk.actions[-1] == CommitTurn("hello", 1000 * MS, 5000 * MS, 5500 * MS)
+
+
+def test_speech_after_a_pause_is_heard_again_from_the_pause() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.paused(2000)
+    talk.resumed(2200)
+    talk.until(3000)
+    assert restart(talk, 2900) == 2200
+    # What came before it is kept, and is the turn if nothing more is heard.
+    talk.until(2720)
+    assert talk.asked()[-1] == Transcribe(2, 1000 * MS - PADDING, 2200 * MS, speculative=False)
+    talk.transcript("hello")
+    assert talk.actions[-1] == CommitTurn("hello", 1000 * MS, 2200 * MS, 2700 * MS)
+
+
+def test_speech_that_is_not_heard_again_is_no_turn() -> None:
+    talk = Conversation()
+    talk.started(0)
+    talk.until(500)
+    assert restart(talk, 400) == 0
+    talk.until(600)
+    # There is nothing before it to transcribe.
+    assert talk.asked() == []
+    assert talk.actions == [DropTurn()]
+    assert talk.state is State.LISTENING
+
+
+def test_what_is_not_kept_any_more_is_not_asked_for() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.until(20_000)
+    at = talk.turns.detect_from(20_000 * MS)
+    assert at == 1000 * MS
+    talk.feed(DetectionRestarted(10_000 * MS, 10_000 * MS))
+    talk.started(10_032, heard_at=10_100)
+    talk.paused(21_000)
+    assert talk.asked()[-1] == Transcribe(1, 10_000 * MS, 21_080 * MS, speculative=True)
+
+
+def test_a_part_that_was_cut_off_is_not_heard_again() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.until(1000 + 28_000)
+    (first,) = talk.asked()
+    assert restart(talk, 29_000) == first.end // MS
+
+
+@pytest.mark.parametrize("state", [State.LISTENING, State.ENDPOINTING, State.TRANSCRIBING, State.SPEAKING])
+def test_elsewhere_detection_goes_on_where_it_was(state: State) -> None:
+    talk = in_state(state)
+    talk.until(2600)
+    here = talk.state
+    assert restart(talk, 2500) == 2500
+    assert talk.state is here
+    assert talk.turns.position == 2500 * MS
+    # But never before the end of what was reported last.
+    if state in (State.ENDPOINTING, State.TRANSCRIBING):
+        assert restart(talk, 1900) == 2000
+
+
+def test_a_caller_who_went_on_while_nobody_listened_continues_the_turn() -> None:
+    talk = Conversation()
+    talk.started(1000)
+    talk.paused(2000)
+    restart(talk, 2100)
+    talk.started(2304, heard_at=2400)
+    talk.paused(3000)
+    talk.transcript("all of it")
+    talk.until(3600)
+    assert talk.actions[-1] == CommitTurn("all of it", 1000 * MS, 3000 * MS, 3500 * MS)
+
+
 # --- the table itself ---------------------------------------------------------------------------------
 
 INPUTS: tuple[Input, ...] = (
@@ -376,6 +475,7 @@ INPUTS: tuple[Input, ...] = (
     SayStarted(),
     AnswerHeard(),
     AnswerFinished(),
+    DetectionRestarted(0, 0),
 )
 
 ILLEGAL = {
@@ -445,7 +545,7 @@ def test_no_sequence_of_what_a_room_can_do_breaks_the_table(data: st.DataObject)
         ms += data.draw(st.sampled_from([20, 100, 400, 3_000, 25_000]))
         actions = talk.until(ms)
         choices = {"silence": ["start"], "speech": ["pause", "lost"], "paused": ["resume", "end"]}[phase]
-        choices = [*choices, "transcript", "fail", "heard", "finish", "say", "wait"]
+        choices = [*choices, "transcript", "fail", "heard", "finish", "say", "wait", "restart"]
         match data.draw(st.sampled_from(choices)):
             case "start":
                 actions += talk.feed(SpeechStarted(ms * MS))
@@ -461,6 +561,13 @@ def test_no_sequence_of_what_a_room_can_do_breaks_the_table(data: st.DataObject)
                 phase = "speech"
             case "end":
                 actions += talk.feed(SpeechEnded(0, ms * MS))
+                phase = "silence"
+            case "restart":
+                lost_at = max(0, ms - data.draw(st.sampled_from([0, 100, 30_000])))
+                at = talk.turns.detect_from(min(lost_at * MS, talk.turns.position))
+                assert at <= talk.turns.position
+                actions += talk.feed(DetectionRestarted(at, data.draw(st.sampled_from([0, at]))))
+                ms = at // MS
                 phase = "silence"
             case "transcript" if open_tickets:
                 ticket = open_tickets.pop(0)
