@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -121,6 +122,7 @@ class Child:
         self._started_at = time.monotonic()
         self._ready: asyncio.Future[InitializationError | None] = asyncio.get_running_loop().create_future()
         self._heartbeat: Heartbeat | None = None
+        self._pong = asyncio.Event()
         self._ping_s = -1.0
         self._slow_pings = RateLimit(_PING_WARNING_INTERVAL_S)
         self._group: asyncio.TaskGroup | None = None
@@ -336,14 +338,18 @@ class Child:
                 case Beat.DEAD:
                     self.condemn(f"it did not answer a ping within {self._watch.ping_timeout:g} s", "ping")
                     return
-            # The clock may stand still in between; then this waits again.
-            await asyncio.sleep(max(heartbeat.wait_s(self._watch.clock()), 0.01))
+            self._pong.clear()
+            with contextlib.suppress(TimeoutError):
+                # The clock may stand still in between; then this waits again.
+                async with asyncio.timeout(max(heartbeat.wait_s(self._watch.clock()), 0.01)):
+                    await self._pong.wait()
 
     def _answered(self) -> None:
         if self._heartbeat is None:
             return
         now = self._watch.clock()
         self._ping_s = self._heartbeat.answered(now)
+        self._pong.set()
         self._watch.observer.ping(self.kind, self._ping_s)
         if self._ping_s <= self._watch.high_ping_threshold:
             return

@@ -167,8 +167,7 @@ class Inference(Resident):
             case s.Progress(text=text):
                 self._on_progress(text)
             case s.InferenceReport() as report:
-                if self.ready.is_set():
-                    self.report = report
+                self.report = report
                 self._watch.observer.inference_report(report)
             case _:
                 logger.warning("the inference process says %s, which means nothing here", type(message).__name__)

@@ -1,6 +1,7 @@
 """A supervisor that is killed leaves no process behind, not even one that cannot run its event loop."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -22,7 +23,8 @@ async def entrypoint(ctx):
 """
 
 
-async def test_every_child_is_gone_two_seconds_after_its_supervisor_was_killed(run_dir):
+@pytest.mark.parametrize("fork_server", ["alive", "killed before", "stopped before"])
+async def test_every_child_is_gone_two_seconds_after_its_supervisor_was_killed(run_dir, fork_server):
     agent_file = run_dir / "agent.py"
     agent_file.write_text(AGENT)
     host = await asyncio.create_subprocess_exec(
@@ -42,10 +44,30 @@ async def test_every_child_is_gone_two_seconds_after_its_supervisor_was_killed(r
         names = sorted(child.name() for child in children)
         assert names[:3] == ["job-1", "job-2", "job-3"]
         assert len(children) == 5
+        (server,) = fork_servers(host.pid)
+        if fork_server == "stopped before":
+            server.send_signal(signal.SIGSTOP)
+        elif fork_server == "killed before":
+            server.send_signal(signal.SIGKILL)
+            # Its jobs go on without it, and another is started.
+            await eventually(lambda: fork_servers(host.pid) not in ([], [server]))
+            assert sum(is_running(child) for child in children) == 4
+            children += fork_servers(host.pid)
     finally:
         os.kill(host.pid, signal.SIGKILL)
         await host.wait()
     await eventually(lambda: not any(is_running(child) for child in children), deadline_s=2.0)
+
+
+def fork_servers(pid: int) -> list[psutil.Process]:
+    """Those that live, of the host ``pid``."""
+    found = []
+    for child in psutil.Process(pid).children():
+        # One that has ended, or is not the fork server yet, has no such command line.
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "host.forkserver" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def is_running(process: psutil.Process) -> bool:

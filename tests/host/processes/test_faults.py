@@ -217,6 +217,8 @@ async def test_the_supervisors_own_block_kills_nobody(options, updates, seen, ca
     monkeypatch.setattr("host.forkserver_process._ANSWER_S", 0.8)
     agent = """
         import asyncio, time
+        import host.job.context
+        host.job.context.ENTRYPOINT_GRACE_S = 0.05
         def prewarm(process):
             time.sleep(0.3)
         async def entrypoint(ctx):
@@ -243,6 +245,8 @@ async def test_the_supervisors_own_block_kills_nobody(options, updates, seen, ca
 async def test_a_job_that_allocates_without_end_is_killed_at_its_limit(options, updates, caplog, seen):
     agent = """
         import asyncio
+        import host.job.context
+        host.job.context.ENTRYPOINT_GRACE_S = 0.05
         async def take_more_and_more():
             taken = []
             while True:
