@@ -287,8 +287,6 @@ def test_a_driver_that_does_not_tell_is_reported_once(nvml: FakeNvml, caplog: py
 
 
 def test_no_driver_at_all(caplog: pytest.LogCaptureFixture) -> None:
-    """The real module, on a machine without its library, or a fake that says the same."""
-
     def missing() -> FakeNvml:
         raise OSError("NVML Shared Library Not Found")
 
@@ -297,6 +295,20 @@ def test_no_driver_at_all(caplog: pytest.LogCaptureFixture) -> None:
     wait_until(lambda: bool(caplog.messages), called="the warning")
     assert memory.uses == ()
     assert "NVML Shared Library Not Found" in caplog.messages[0]
+
+
+def test_the_real_library_tells_or_says_why_not(caplog: pytest.LogCaptureFixture) -> None:
+    """With a GPU there is memory to see; without one there is a reason, and nothing fails."""
+    memory = DeviceMemory(period_s=0.05)
+    memory.start()
+    try:
+        wait_until(lambda: bool(memory.uses or caplog.messages), called="an answer")
+    finally:
+        memory.close()
+    if memory.uses:
+        assert all(0 <= use.used_mb <= use.total_mb for use in memory.uses)
+    else:
+        assert caplog.messages[0].startswith("the GPU's memory is not known: ")
 
 
 # --- one room -------------------------------------------------------------------------------------
