@@ -218,8 +218,8 @@ class FakeInference:
         self.voice.put_nowait(error)
 
     def come_back(self) -> None:
-        """Another process has the room; detection has caught up."""
-        self.deaf_from = None
+        """Another process has the room. Detection has caught up as soon as it begins."""
+        self.voice = asyncio.Queue()
         self.attached.set()
 
     def push(self, pcm: bytes) -> None:
@@ -232,10 +232,12 @@ class FakeInference:
     def listen(self, **settings: float) -> None:
         self._check()
         self.listening = settings
+        self.deaf_from = None
 
     async def events(self) -> AsyncIterator[VoiceEvent]:
+        voice = self.voice
         while True:
-            event = await self.voice.get()
+            event = await voice.get()
             if isinstance(event, InferenceError):
                 raise event
             yield event

@@ -29,6 +29,7 @@ class Talk:
         self.inference = FakeInference()
         self.reports: list[TurnReport] = []
         self.given_up = False
+        self.outages = 0
         self.session = VoiceSession(
             self.room,
             cast(InferenceRoom, self.inference),
@@ -42,6 +43,7 @@ class Talk:
         )
 
     async def attach_again(self) -> None:
+        self.outages += 1
         await self.inference.wait_attached()
         if self.given_up:
             raise InferenceUnavailableError("the inference process was away for 300 s")
