@@ -9,6 +9,7 @@
 "talk"          a conversation with the host's engines
 "publish"       joins and publishes a track, or logs why it may not
 "hoard"         takes memory without end
+"pause SECONDS" blocks its event loop for a while
 "block"         never gives its event loop back
 """
 
@@ -106,6 +107,13 @@ async def hoard(ctx: JobContext, _: str) -> None:
         await asyncio.sleep(0.05)
 
 
+async def pause(ctx: JobContext, seconds: str) -> None:
+    await ctx.connect()
+    time.sleep(float(seconds))  # noqa: ASYNC251 - that is what is ordered
+    # The answer to the ping that came meanwhile goes out before the end.
+    await asyncio.sleep(1.0)
+
+
 async def block(ctx: JobContext, _: str) -> None:
     await ctx.connect()
     asyncio.create_task(a_task_that_waits(), name="bystander")  # noqa: RUF006 - only its stack is wanted
@@ -132,5 +140,6 @@ ORDERS: dict[str, Callable[[JobContext, str], Awaitable[None]]] = {
     "talk": talk,
     "publish": publish,
     "hoard": hoard,
+    "pause": pause,
     "block": block,
 }
