@@ -171,6 +171,9 @@ class Worker:
         """
         if self._main is not None:
             raise RuntimeError("a worker runs once")
+        if self._stopping.is_set():
+            self._over.set()
+            return
         self._main = asyncio.create_task(self._run(unregistered), name="worker")
         try:
             await self._main

@@ -50,12 +50,15 @@ class Session:
 
 @dataclass
 class FakeLiveKit:
-    """``status``: answer the next upgrades with this HTTP status. ``register``: answer registrations."""
+    """``status``: answer the next upgrades with this HTTP status. ``register``: answer registrations.
+    ``alive``: answer the websocket's own pings.
+    """
 
     url: str = ""
     status: int = 101
     register: bool = True
     answer_pings: bool = True
+    alive: bool = True
     attempts: list[float] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -117,11 +120,13 @@ class FakeLiveKit:
         claims = jwt.decode(request.headers["Authorization"].removeprefix("Bearer "), SECRET, algorithms=["HS256"])
         assert claims["iss"] == KEY
         assert claims["video"]["agent"] is True
-        ws = web.WebSocketResponse()
+        ws = web.WebSocketResponse(autoping=self.alive)
         await ws.prepare(request)
         session = Session(ws)
         self.sessions.append(session)
         async for frame in ws:
+            if frame.type == WSMsgType.PING:
+                continue
             assert frame.type == WSMsgType.BINARY
             message = agent.WorkerMessage()
             message.ParseFromString(frame.data)

@@ -142,6 +142,20 @@ async def test_a_status_that_was_not_confirmed_is_sent_again(
         assert (update.job_id, update.status, update.error) == ("AJ_1", agent.JobStatus.JS_FAILED, "it broke")
 
 
+async def test_a_server_that_does_not_answer_the_heartbeat_is_left(
+    server: FakeLiveKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
+    server.alive = False
+    async with dispatching(server, Rooms()) as dispatch:
+        await server.session()
+        await server.wait(lambda: len(server.attempts) == 2)
+        server.alive = True
+        await server.session(3)
+        await server.said(await server.session(3), "update_worker")
+        assert dispatch.worker_id == "AW_3"
+
+
 async def test_a_refused_key_ends_it_at_once(server: FakeLiveKit) -> None:
     server.status = 401
     dispatch = Dispatch(DispatchOptions(server.url, KEY, SECRET), Rooms())

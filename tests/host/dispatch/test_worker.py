@@ -492,3 +492,14 @@ async def test_a_worker_runs_once(supervisors: list[FakeSupervisor], caplog: pyt
             with pytest.raises(RuntimeError, match="once"):
                 await worker.run()
     assert not caplog.records
+
+
+async def test_a_worker_that_was_closed_before_it_ran_starts_nothing(
+    server: FakeLiveKit, supervisors: list[FakeSupervisor]
+) -> None:
+    worker = Worker(options(server), config())
+    await worker.drain()
+    await worker.run()
+    assert not supervisors
+    with pytest.raises(HostError, match="the host has ended"):
+        await worker.simulate_job("room")
