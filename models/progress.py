@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
 
 Advance = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
@@ -64,6 +62,11 @@ class ConsoleProgress:
                 self.line(f"{text} ({total_bytes / 1e6:.0f} MB)")
             yield lambda _done: None
             return
+
+        # Here, because a host that only checks its models would hold two megabytes for bars that it never draws.
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import Progress as RichProgress
+
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

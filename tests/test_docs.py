@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 import pytest
 import typer
@@ -105,9 +104,9 @@ def test_the_licence_is_whole() -> None:
 # --- the command line ---------------------------------------------------------------------------------
 
 
-def commands() -> dict[str, click.Command]:
+def commands() -> dict[str, Any]:
     """Every command by what is typed after ``host``."""
-    found: dict[str, click.Command] = {}
+    found: dict[str, Any] = {}
 
     def walk(command: Any, path: tuple[str, ...]) -> None:
         if path:
@@ -119,7 +118,7 @@ def commands() -> dict[str, click.Command]:
     return found
 
 
-def options(command: click.Command) -> set[str]:
+def options(command: Any) -> set[str]:
     return {flag for part in command.params for flag in (*part.opts, *part.secondary_opts)} | {"--help", "-h"}
 
 

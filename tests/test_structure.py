@@ -533,7 +533,10 @@ NOT_IN_JOBS = (
     "msgspec rich typer click aiohttp psutil prometheus_client pynvml jwt livekit.api"
     " host.worker host.supervisor host.config host.load host.metrics host.dispatch"
 )
-NOT_IN_SUPERVISOR = "numpy livekit.rtc livekit.api pynvml host.talk host.job.main host.job.pipeline inference.main"
+NOT_IN_SUPERVISOR = (
+    "numpy livekit.rtc livekit.api pynvml pydantic rich.progress"
+    " host.talk host.job.main host.job.pipeline inference.main"
+)
 
 
 @pytest.mark.processes
