@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -44,9 +45,8 @@ class HealthServer:
             app.router.add_get("/metrics", self._scrape)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host or None, self.port)
         try:
-            await site.start()
+            await self._site(self._runner).start()
         except OSError as exc:
             await self.aclose()
             where = f"{self._host or '0.0.0.0'}:{self.port}"
@@ -54,6 +54,16 @@ class HealthServer:
                 raise PortInUseError(f"something else already listens on {where}; choose another port") from exc
             raise ConfigError(f"cannot listen on {where}: {exc}") from exc
         self.port = self._runner.addresses[0][1]
+
+    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._host:
+            return web.TCPSite(runner, self._host, self.port)
+        # One socket for both families: with one each, port 0 would pick two different ports.
+        if socket.has_dualstack_ipv6():
+            return web.SockSite(
+                runner, socket.create_server(("", self.port), family=socket.AF_INET6, dualstack_ipv6=True)
+            )
+        return web.TCPSite(runner, "0.0.0.0", self.port)
 
     async def aclose(self) -> None:
         """Close the port. Safe to call twice."""

@@ -56,3 +56,20 @@ async def test_a_port_in_use_is_named_and_nothing_is_left() -> None:
 async def test_an_address_that_is_not_ours_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match=r"192\.0\.2\.1"):
         await server(host="192.0.2.1").start()
+
+
+async def test_every_address_is_one_port() -> None:
+    health = server(host="")
+    await health.start()
+    try:
+        assert await get(health.port, "/") == (200, "OK")
+        with pytest.raises(PortInUseError):
+            await server(health.port, host="").start()
+        if socket.has_dualstack_ipv6():
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://[::1]:{health.port}/") as answer,
+            ):
+                assert answer.status == 200
+    finally:
+        await health.aclose()
