@@ -197,7 +197,7 @@ class Child:
 
     def condemn(self, reason: str, why: KillReason) -> None:
         """Kill it for a fault: its stacks go into the log first. Returns at once; the first reason is kept."""
-        if self.state is ChildState.ENDED or self.killed_because:
+        if self.state is ChildState.ENDED or self.killed_because or not self._process.is_alive():
             return
         if self._group is None:
             self.kill(reason, why)
@@ -207,7 +207,7 @@ class Child:
 
     def kill(self, reason: str, why: KillReason = "other") -> None:
         """SIGKILL it now. The first ``reason`` given is kept in ``killed_because``."""
-        if self.state is ChildState.ENDED:
+        if self.state is ChildState.ENDED or not self._process.is_alive():
             return
         if not self.killed_because:
             self._note(reason, why)
@@ -217,8 +217,7 @@ class Child:
         self.state = follow(self.state, ChildEvent.STOP)
         self.killed_because = reason
         self.was_told_to_end = True
-        if self._process.is_alive():
-            self._watch.observer.process_killed(self.kind, why)
+        self._watch.observer.process_killed(self.kind, why)
 
     async def _show_and_kill(self, reason: str) -> None:
         try:
@@ -237,16 +236,20 @@ class Child:
     async def run(self) -> int:
         """Supervise it to its end and give everything back; returns the exit code. Cancelling kills it."""
         try:
-            async with asyncio.TaskGroup() as self._group:
-                reading = self._group.create_task(self._read(), name=f"{self.name}-read")
-                beating = self._group.create_task(self._beat(), name=f"{self.name}-beat")
-                self.exit_code = await self._process.wait()
-                # What it said before it ended is still in the socket.
-                await asyncio.wait([reading], timeout=_LAST_WORDS_S)
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                reading = group.create_task(self._read(), name=f"{self.name}-read")
+                beating = group.create_task(self._beat(), name=f"{self.name}-beat")
+                try:
+                    self.exit_code = await self._process.wait()
+                    # What it said before it ended is still in the socket.
+                    await asyncio.wait([reading], timeout=_LAST_WORDS_S)
+                finally:
+                    # It has ended, or is to be killed without ceremony.
+                    self._group = None
                 reading.cancel()
                 beating.cancel()
         finally:
-            self._group = None
             if self._process.is_alive():
                 self.kill("its supervision was given up")
                 self.exit_code = await self._process.wait()

@@ -102,13 +102,17 @@ class ForkServerProcess:
         """Serve until the process has ended; returns its exit code. Its jobs run on."""
         code = 0
         try:
-            async with asyncio.TaskGroup() as self._group:
-                reading = self._group.create_task(self._read(), name="forkserver-read")
-                code = await self._process.wait()
-                await asyncio.wait([reading], timeout=_LAST_WORDS_S)
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                reading = group.create_task(self._read(), name="forkserver-read")
+                try:
+                    code = await self._process.wait()
+                    await asyncio.wait([reading], timeout=_LAST_WORDS_S)
+                finally:
+                    # It has ended, or is to be killed without ceremony.
+                    self._group = None
                 reading.cancel()
         finally:
-            self._group = None
             if self._process.is_alive():
                 self._process.kill()
                 code = await self._process.wait()

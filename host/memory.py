@@ -45,7 +45,7 @@ def pss_mb(pid: int) -> float:
     except FileNotFoundError:
         if not _has_smaps_rollup():
             return _rss_mb(pid)
-    except (ProcessLookupError, PermissionError):
+    except OSError:
         return 0.0
     return 0.0
 
@@ -54,7 +54,9 @@ def cpu_seconds(pid: int) -> float:
     """CPU time that the process has used, in seconds; 0 for one that is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
+        return 0.0
+    if not stat:
         return 0.0
     # The name is in brackets and may hold anything, brackets included.
     fields = stat[stat.rindex(b")") + 1 :].split()
@@ -69,5 +71,5 @@ def _has_smaps_rollup() -> bool:
 def _rss_mb(pid: int) -> float:
     try:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES / 1e6
-    except (FileNotFoundError, ProcessLookupError):
+    except (OSError, IndexError):
         return 0.0

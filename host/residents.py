@@ -188,7 +188,7 @@ class ForkServer(Resident):
         self.process: ForkServerProcess | None = None
         self._environment = environment
         self._watch = watch
-        self._life_of_jobs, self._life = os.pipe2(os.O_CLOEXEC)
+        self._life, self._life_of_jobs = -1, -1
 
     def close(self) -> None:
         """Give everything back; the kernel kills processes of it that are still there."""
@@ -209,6 +209,8 @@ class ForkServer(Resident):
 
     async def _serve(self) -> End:
         began = time.monotonic()
+        if self._life < 0:
+            self._life_of_jobs, self._life = os.pipe2(os.O_CLOEXEC)
         try:
             process = self.process = ForkServerProcess(self._environment, self._watch, self._life_of_jobs)
         except HostError as exc:

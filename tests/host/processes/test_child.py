@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,39 @@ async def test_a_child_is_out_of_reach_of_the_terminal():
     assert os.getpgid(child.pid) == child.pid
     child.stop("done", DEADLINE_S)
     assert await run(child) == 0
+
+
+PREPARED = """
+from inference.supervised import prepare_process
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+assert {signal.SIGINT, signal.SIGTERM} <= blocked, blocked
+prepare_process(arguments.parent)
+assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+control.recv(1)
+os._exit(7)
+"""
+
+
+def signals(pid, field):
+    """SIGINT's and SIGTERM's bits of a field of ``/proc/PID/status``."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
+    bits = int(line.split()[1], 16)
+    return {number for number in (signal.SIGINT, signal.SIGTERM) if bits >> (number - 1) & 1}
+
+
+async def test_sigint_and_sigterm_do_not_reach_a_child_that_starts_or_runs():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    child, _ = child_of(PREPARED)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    # It is not even Python yet.
+    os.kill(child.pid, signal.SIGTERM)
+    os.kill(child.pid, signal.SIGINT)
+    running = asyncio.create_task(run(child))
+    await eventually(lambda: not signals(child.pid, "SigBlk"))
+    assert signals(child.pid, "SigIgn") == {signal.SIGINT, signal.SIGTERM}
+    os.kill(child.pid, signal.SIGTERM)
+    child.stop("done", DEADLINE_S)
+    assert await running == 7
 
 
 async def test_a_child_that_closes_its_socket_and_lives_on_is_killed(monkeypatch):

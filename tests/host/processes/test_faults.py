@@ -357,8 +357,7 @@ async def test_an_idle_process_that_takes_too_much_is_replaced_with_back_off(opt
         assert psutil.Process(supervisor.processes()[-1].pid).is_running()
 
 
-async def test_sigint_and_sigterm_are_blocked_while_a_child_starts_and_ignored_afterwards(options):
-    """They are the supervisor's to act on, from the first instant of a child's life."""
+async def test_sigint_and_sigterm_are_for_the_supervisor_alone(options):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     async with Supervisor(options()) as supervisor:
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -11,6 +11,9 @@ from host.lifecycle import (
     FairClock,
     Heartbeat,
     IllegalTransitionError,
+    MemoryVerdict,
+    MemoryWatch,
+    RateLimit,
     follow,
 )
 
@@ -66,6 +69,14 @@ def test_backoff_of_endless_failures_stays_a_number():
     assert backoff.after_failure(now=0.0).wait_s(now=0.0) == backoff.maximum_s
 
 
+def test_backoff_begins_another_row_after_a_quiet_time():
+    backoff = Backoff(initial_s=0.5, forget_s=60.0).after_failure(now=0.0).after_failure(now=1.0)
+    assert (backoff.failures, backoff.not_before) == (2, 2.0)
+    assert backoff.after_failure(now=62.0).failures == 3
+    later = backoff.after_failure(now=62.1)
+    assert (later.failures, later.wait_s(now=62.1), later.forget_s) == (1, 0.5, 60.0)
+
+
 def test_fair_clock_runs_with_the_pulses():
     clock = FairClock(0.1, now=50.0)
     for tenth in range(1, 11):
@@ -112,3 +123,40 @@ def test_heartbeat_takes_an_answer_to_nothing_for_nothing():
     heartbeat = Heartbeat(interval_s=2.0, timeout_s=10.0, now=0.0)
     assert heartbeat.answered(1.0) == 0.0
     assert heartbeat.beat(2.0) is Beat.PING
+
+
+def test_rate_limit_counts_what_it_holds_back():
+    limit = RateLimit(10.0)
+    assert [limit.admit(now) for now in (0.0, 1.0, 9.9, 10.0, 19.9, 40.0, 41.0)] == [0, None, None, 2, None, 1, None]
+
+
+def test_memory_is_warned_of_at_once_then_when_it_grows_or_stays():
+    watch = MemoryWatch(warn_mb=100, limit_mb=0)
+    samples = [
+        (0, 100),
+        (1, 101),
+        (2, 150),
+        (3, 152),
+        (4, 90),
+        (5, 140),
+        (122, 151),
+        (123, 153),
+        (242, 110),
+        (244, 110),
+    ]
+    warned = [(now, mb) for now, mb in samples if watch.sample(now, mb) is MemoryVerdict.WARN]
+    assert warned == [(1, 101), (3, 152), (123, 153), (244, 110)]
+
+
+def test_memory_over_its_limit_must_end_warned_or_not():
+    watch = MemoryWatch(warn_mb=0, limit_mb=200)
+    assert [watch.sample(now, mb) for now, mb in ((0, 200), (1, 200.1), (2, 300))] == [
+        MemoryVerdict.FINE,
+        MemoryVerdict.LIMIT,
+        MemoryVerdict.LIMIT,
+    ]
+
+
+def test_without_a_limit_memory_is_fine():
+    watch = MemoryWatch(warn_mb=0, limit_mb=0)
+    assert watch.sample(0, 1e9) is MemoryVerdict.FINE
