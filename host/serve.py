@@ -19,7 +19,6 @@ from host.flags import (
     ModelsDirOption,
     ProfileOption,
     UrlOption,
-    errors,
     load,
 )
 from host.options import WorkerOptions
@@ -149,4 +148,4 @@ def serve_worker(options: WorkerOptions, settings: Config) -> None:
     from host.worker import Worker
 
     worker = Worker(options, settings)
-    run(worker.run(), Stopping(worker.drain, worker.aclose, errors.print, at_once=options.dev))
+    run(worker.run(), Stopping(worker.drain, worker.aclose, at_once=options.dev))

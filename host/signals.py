@@ -17,13 +17,12 @@ Ending = Callable[[], Coroutine[Any, Any, None]]
 class Stopping:
     """The first SIGINT or SIGTERM lets the rooms finish (``drain``); a second one, or SIGQUIT, does not (``close``).
 
-    ``at_once``: nor does the first. ``tell`` is given a line for a person.
+    ``at_once``: nor does the first.
     """
 
-    def __init__(self, drain: Ending, close: Ending, tell: Callable[[str], None], *, at_once: bool = False) -> None:
+    def __init__(self, drain: Ending, close: Ending, *, at_once: bool = False) -> None:
         self._drain = drain
         self._close = close
-        self._tell = tell
         self._at_once = at_once
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -34,10 +33,10 @@ class Stopping:
             return
         if self._at_once or self._tasks or number is signal.SIGQUIT:
             self._ending = True
-            self._tell("ending")
+            logger.info("%s: ending", number.name)
             self._start(self._close())
         else:
-            self._tell("draining: rooms finish, no new ones; once more to end now")
+            logger.info("%s: draining, rooms finish and no new ones are taken; once more to end now", number.name)
             self._start(self._drain())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

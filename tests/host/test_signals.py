@@ -42,14 +42,18 @@ class Host:
         (True, [SIGTERM, SIGTERM], ["close"]),
     ],
 )
-async def test_what_the_host_is_told(at_once: bool, signals: list[signal.Signals], told: list[str]) -> None:
-    host, said = Host(), list[str]()
-    stopping = Stopping(host.drain, host.aclose, said.append, at_once=at_once)
+async def test_what_the_host_is_told(
+    at_once: bool, signals: list[signal.Signals], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "host.signals")
+    host = Host()
+    stopping = Stopping(host.drain, host.aclose, at_once=at_once)
     for number in signals:
         stopping(number)
     await asyncio.sleep(0)
     assert host.told == told
-    assert len(said) == len(told)
+    assert len(caplog.records) == len(told)
+    assert all(signals[0].name in record.getMessage() for record in caplog.records[:1])
     host.closed.set()
 
 
@@ -62,7 +66,7 @@ async def test_a_host_that_cannot_be_told_is_in_the_log(caplog: pytest.LogCaptur
         finally:
             done.set()
 
-    Stopping(fails, fails, lambda _: None)(SIGTERM)
+    Stopping(fails, fails)(SIGTERM)
     await done.wait()
     await asyncio.sleep(0)
     assert "could not be obeyed" in caplog.text
@@ -86,7 +90,7 @@ class Host:
         self.end.set()
 
 host = Host()
-run(host.run(), Stopping(host.drain, host.aclose, lambda text: None))
+run(host.run(), Stopping(host.drain, host.aclose))
 """
 
 CANCELLED = """
