@@ -110,7 +110,9 @@ class HostProcess:
         return found
 
     def inference(self) -> psutil.Process:
-        return next(p for p in self.processes() if "inference.main" in " ".join(p.cmdline()))
+        """The inference process. Only for when it is there."""
+        alive = [process for process in self.processes() if process.status() != psutil.STATUS_ZOMBIE]
+        return next(process for process in alive if "inference.main" in " ".join(process.cmdline()))
 
     def memfds(self, pid: int) -> list[str]:
         """The anonymous shared memory that a process holds."""

@@ -70,8 +70,8 @@ async def test_inference_is_killed_under_load(livekit: LiveKitServer, tmp_path: 
             first = host.inference().pid
             os.kill(first, signal.SIGKILL)
             killed_at = time.monotonic()
-            await until(lambda: host.worker()["worker_status"] == "WS_FULL", 5, "the server to be told")
-            assert host.get("/") == (503, "inference process not running")
+            # Made-up engines are up again sooner than a busy machine may look.
+            await until(lambda: host.worker()["inference"]["restarts"] == 1, 30, "it to be noticed")
             await until(lambda: host.get("/") == (200, "OK"), 30, "another inference process")
             up_s = time.monotonic() - killed_at
             await asyncio.gather(*questions)
@@ -127,8 +127,9 @@ async def test_inference_is_killed_while_it_speaks_with_the_real_models(
             first = host.inference().pid
             os.kill(first, signal.SIGKILL)
             killed_at = time.monotonic()
+            await until(lambda: host.get("/") == (503, "inference process not running"), 10, "it to be noticed")
             await until(lambda: host.get("/") == (200, "OK"), 120, "another inference process")
-            await until(lambda: host.inference().pid != first, 10, "another process")
+            assert host.inference().pid != first
             print(f"the models were up again after {time.monotonic() - killed_at:.1f} s")  # noqa: T201
             agent = agent_of(caller)
             read = set(normal(PASSAGE).split())
@@ -171,6 +172,7 @@ async def test_the_server_restarts_with_a_room_open(tmp_path: Path, room_name: s
             async with caller_in(first, room_name) as caller:
                 await dispatch(first, room_name, "stay", "staying")
                 await caller.wait_for_speech(20)
+                (job_id,) = ServerJobs(first).assigned(room_name)
                 first.process.kill()
                 first.process.wait()
                 killed_at = time.monotonic()
@@ -179,6 +181,7 @@ async def test_the_server_restarts_with_a_room_open(tmp_path: Path, room_name: s
                     print(f"registered again {time.monotonic() - killed_at:.1f} s after the kill")  # noqa: T201
                     assert host.worker()["active_jobs"] == 1
                     await hears_again(caller, killed_at)
+                    assert joined(second, room_name) == {"caller", f"agent-{job_id}"}
                     await new_job(second, host, f"{room_name}-new")
                     await caller.hang_up()
                     await until(lambda: bool(job_results(host, room_name)), 30, "the old job's end")
@@ -192,9 +195,14 @@ async def hears_again(caller: Caller, killed_at: float) -> None:
     """The agent's track is a different one after the reconnection; its tone is the same."""
     heard = len(caller.heard)
     await caller.wait(
-        lambda: len(caller.heard) > heard + 16_000 and caller.loudness(300) > 0.01, 60, "the agent's tone again"
+        lambda: len(caller.heard) > heard + 64_000 and caller.loudness(1_000) > 0.01, 60, "the agent's tone again"
     )
     print(f"the caller hears the agent again {time.monotonic() - killed_at:.1f} s after the kill")  # noqa: T201
+
+
+def joined(livekit: LiveKitServer, room: str) -> set[str]:
+    """Who the server has had in the room."""
+    return {record["participant"] for record in livekit.log_lines("participant active") if record["room"] == room}
 
 
 async def new_job(livekit: LiveKitServer, host: HostProcess, room: str) -> None:
