@@ -187,9 +187,7 @@ class ForkServerProcess:
             if not waiting.done():
                 waiting.set_exception(answer)
             return
-        if not self.answered.is_set():
-            self.answered.set()
-            self._watch.observer.process_ready("forkserver", time.monotonic() - self._started_at)
+        self.answered.set()
         if waiting.done():
             # Whoever asked has given up.
             answer.kill()

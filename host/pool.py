@@ -1,7 +1,7 @@
 """Which job processes to start, hand out and give up: decisions of the idle pool. Pure.
 
 A process serves one job and ends, so the pool is a queue of warm processes in front of the jobs. The
-shell (``supervisor.py``) takes a ``View`` of what is there, performs the decisions in order, and
+shell (``job_pool.py``) takes a ``View`` of what is there, performs the decisions in order, and
 plans again when anything in the view has changed or ``wait_s`` has passed.
 """
 

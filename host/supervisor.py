@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 INFERENCE_COMMAND = (sys.executable, "-P", "-m", "inference.main")
 
 _PULSE_S = 0.1
+_GAP_S = 0.5
+"""A longer gap between two pulses is this event loop's own fault."""
 _BLOCKED_S = 1.0
 """A block of this event loop that is worth a word: pings and answers to the server were late by it."""
 _BLOCKED_WARNING_INTERVAL_S = 10.0
@@ -67,7 +69,7 @@ class Supervisor:
         self._options = options
         self._on_progress = on_progress
         self._inference_command = inference_command
-        self._clock = FairClock(_PULSE_S, time.monotonic())
+        self._clock = FairClock(_GAP_S, time.monotonic())
         self._watch = Watch(
             ping_interval=options.ping_interval,
             ping_timeout=options.ping_timeout,

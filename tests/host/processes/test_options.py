@@ -143,7 +143,7 @@ async def test_import_path_and_a_reference_to_a_module(options, updates, run_dir
 
 async def test_what_happens_is_observed(options, updates, seen):
     async with Supervisor(options(FOREVER), observer=seen) as supervisor:
-        assert sorted(kind for kind, _ in seen.ready) == ["forkserver", "inference", "job"]
+        assert sorted(kind for kind, _ in seen.ready) == ["inference", "job"]
         assert all(0 < seconds < DEADLINE_S for _, seconds in seen.ready)
         job = await supervisor.launch(start("one"), on_update=updates)
         assert len(seen.launched) == 1
