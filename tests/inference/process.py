@@ -48,8 +48,13 @@ class InferenceProcess:
 
 
 @asynccontextmanager
-async def inference_process(runtime_dir: Path, **changes: object) -> AsyncIterator[InferenceProcess]:
-    """The process, READY. ``changes`` override its settings (fake engines on the CPU by default)."""
+async def inference_process(
+    runtime_dir: Path, *, module: str = "inference.main", **changes: object
+) -> AsyncIterator[InferenceProcess]:
+    """The process, READY. ``changes`` override its settings (fake engines on the CPU by default).
+
+    With the ``token`` of one that was killed it takes its place, as the supervisor would have it do.
+    """
     profile = resolve("cpu-small")
     values: dict[str, object] = {
         "socket_path": str(runtime_dir / "inference.sock"),
@@ -67,17 +72,19 @@ async def inference_process(runtime_dir: Path, **changes: object) -> AsyncIterat
         "engines": "fake",
     }
     settings = s.InitializeInference(**(values | changes))  # type: ignore[arg-type]
+    Path(settings.socket_path).unlink(missing_ok=True)
     ours, theirs = socket.socketpair()
     with theirs:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "inference.main",
+            module,
             "--control",
             str(theirs.fileno()),
             "--parent",
             str(os.getpid()),
             pass_fds=(theirs.fileno(),),
+            cwd=Path(__file__).parents[2],
         )
     control = MessageStream(ours, Role.CLIENT, SUPERVISION)
     running = InferenceProcess(settings, process.pid)

@@ -124,7 +124,6 @@ async def test_a_room_lives_on_in_the_process_that_takes_the_place(tmp_path: Pat
             os.kill(running.pid, signal.SIGKILL)
             await client.wait_gone()
         room.push(tone(0.5))
-        Path(running.settings.socket_path).unlink(missing_ok=True)
         async with (
             inference_process(tmp_path, token=running.settings.token) as successor,
             await successor.connect() as other,

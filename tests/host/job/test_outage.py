@@ -10,7 +10,7 @@ import pytest
 from host.job import pipeline
 from host.job.settings import SessionSettings
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
-from tests.host.job.fakes import RATE, SAMPLES_PER_CHAR, until
+from tests.host.job.fakes import SAMPLES_PER_CHAR, until
 from tests.host.job.test_session import MS, Talk, talking
 
 
@@ -353,7 +353,3 @@ async def test_the_end_in_the_middle_of_an_outage() -> None:
     (report,) = talk.reports
     assert (report.reply, report.interrupted) == ("Once upon", True)
     assert talk.said()[-1] == ("assistant", "Once upon")
-
-
-def test_the_fakes_clock_is_the_callers() -> None:
-    assert MS * 1000 == RATE
