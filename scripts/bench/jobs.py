@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import math
 import os
-import platform
 import socket
 import statistics
 import sys
@@ -29,14 +26,10 @@ from pathlib import Path
 import psutil
 from livekit.protocol.agent import Job
 from livekit.protocol.models import Room
-from rich.console import Console
-from rich.table import Table
+from report import ROOT, Bar, console, finish, hardware, percentile, table, warn_if_busy
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from host.supervisor import Supervisor, SupervisorOptions  # noqa: E402 - a checkout need not be installed
-from inference.wire.supervision import InitializeInference, JobUpdate, StartJob  # noqa: E402
+from host.supervisor import Supervisor, SupervisorOptions
+from inference.wire.supervision import InitializeInference, JobUpdate, StartJob
 
 WARM_UP_JOBS = 5
 COLD_JOBS = 10
@@ -60,37 +53,12 @@ async def entrypoint(ctx):
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What must hold: ``value`` at most ``bar``."""
-
-    name: str
-    value: float
-    unit: str
-    bar: float
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "name": self.name,
-            "value": round(self.value, 2),
-            "unit": self.unit,
-            "bar": self.bar,
-            "holds": self.value <= self.bar,
-        }
-
-
-@dataclass(frozen=True)
 class Times:
     """Of some jobs, in milliseconds."""
 
     to_entrypoint: list[float]
     to_end: list[float]
     jobs_per_second: float
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that ``share`` of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 class Entrypoints:
@@ -214,16 +182,6 @@ async def supervisor_mb(folder: Path) -> float:
             await host.wait()
 
 
-def hardware() -> str:
-    """One line of everything that a number depends on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    memory_gb = psutil.virtual_memory().total / 1e9
-    cores = len(os.sched_getaffinity(0))
-    system = f"Linux {platform.release()}, Python {platform.python_version()}"
-    return f"{processor}, {cores} cores, {memory_gb:.0f} GB, {system}"
-
-
 def stock() -> str:
     """Where the numbers of LiveKit's own worker come from."""
     try:
@@ -234,14 +192,9 @@ def stock() -> str:
     return f"For comparison, measured with {STOCK} ({installed}): {numbers}."
 
 
-def table(rows: Sequence[tuple[str, Sequence[float]]]) -> Table:
-    shown = Table(title="Jobs", caption="milliseconds", title_justify="left", caption_justify="left")
-    for column in ("from … to", "jobs", "p50", "p95", "max", "mean"):
-        shown.add_column(column, justify="left" if column == "from … to" else "right")
-    for name, values in rows:
-        numbers = (percentile(values, 0.5), percentile(values, 0.95), max(values), statistics.mean(values))
-        shown.add_row(name, str(len(values)), *(f"{number:.1f}" for number in numbers))
-    return shown
+def row(name: str, values: Sequence[float]) -> tuple[str | int | float, ...]:
+    """Of a table of times."""
+    return (name, len(values), percentile(values, 0.5), percentile(values, 0.95), max(values), statistics.mean(values))
 
 
 async def measure(count: int) -> tuple[Times, Times, list[float], float]:
@@ -267,34 +220,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200, help="jobs in a prewarmed process (default 200)")
     count = max(1, parser.parse_args().jobs)
-    device = hardware()
-    console = Console(soft_wrap=True)
-    console.print(device, highlight=False)
+    console.print(hardware())
+    warn_if_busy()
     warm, cold, idle_mb, host_mb = asyncio.run(measure(count))
-    console.print(
-        table(
-            [
-                ("assigned … entrypoint runs, prewarmed", warm.to_entrypoint),
-                ("assigned … entrypoint runs, no pool", cold.to_entrypoint),
-                ("entrypoint runs … process gone", warm.to_end),
-            ]
-        )
+    table(
+        "Jobs",
+        ("from … to", "jobs", "p50", "p95", "max", "mean"),
+        [
+            row("assigned … entrypoint runs, prewarmed", warm.to_entrypoint),
+            row("assigned … entrypoint runs, no pool", cold.to_entrypoint),
+            row("entrypoint runs … process gone", warm.to_end),
+        ],
+        "milliseconds",
     )
     console.print(f"{warm.jobs_per_second:.1f} jobs a second, one after another, without waiting for the pool")
-    console.print(f"supervisor (host serve) {host_mb:.1f} MB RSS; an idle job process {max(idle_mb):.1f} MB USS")
     console.print(stock())
     bars = [
         Bar(
-            "assignment to entrypoint in a prewarmed process, p95",
+            "assigned … entrypoint runs, p95",
             percentile(warm.to_entrypoint, 0.95),
             "ms",
             ENTRYPOINT_P95_MS,
         ),
-        Bar("supervisor, RSS", host_mb, "MB", SUPERVISOR_MB),
+        Bar("supervisor (host serve), RSS", host_mb, "MB", SUPERVISOR_MB),
         Bar("idle job process, USS", max(idle_mb), "MB", IDLE_JOB_MB),
     ]
-    print(json.dumps({"bench": "jobs", "device": device, "bars": [bar.as_dict() for bar in bars]}))
-    return 0 if all(bar.as_dict()["holds"] for bar in bars) else 1
+    return finish("jobs", bars)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,10 @@ async def test_the_supervisor_answers_while_every_core_is_busy(
                     await dispatch_by(server, room, "return", "busy")
                     await until(lambda room=room: bool(jobs.endings(room)), 30, "the job's end")
             assert [jobs.endings(room) for room in rooms] == [[("JS_SUCCESS", "")]] * OFFERS
-            print(f"{loops} cores busy; answers to offers: {spread(tap.offers)}; pongs: {spread(tap.pongs)}")  # noqa: T201
+            print(  # noqa: T201
+                f"{loops} cores busy; answers to offers: {spread(tap.offers)}; pongs: {spread(tap.pongs)}; "
+                f"assigned to running: {spread(tap.starts)}"
+            )
             assert len(tap.offers) == OFFERS
             assert len(tap.pongs) >= OFFERS
             assert max(tap.offers) < ANSWER_S

@@ -19,12 +19,17 @@ PING_INTERVAL_S = 0.1
 
 @dataclass
 class WireTap:
-    """``offers``: seconds from an availability request to its answer, in order. ``pongs``: of a websocket's ping."""
+    """``offers``: seconds from an availability request to its answer, in order. ``pongs``: of a websocket's ping.
+
+    ``starts``: seconds from an assignment to the job's own word that it runs.
+    """
 
     url: str = ""
     offers: list[float] = field(default_factory=list)
     pongs: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
     _offered_at: dict[str, float] = field(default_factory=dict)
+    _assigned_at: dict[str, float] = field(default_factory=dict)
 
     async def handle(self, request: web.Request, server: str) -> web.StreamResponse:
         host = web.WebSocketResponse(autoping=False)
@@ -48,8 +53,11 @@ class WireTap:
     async def _from_livekit(self, livekit: aiohttp.ClientWebSocketResponse, host: web.WebSocketResponse) -> None:
         async for frame in livekit:
             message = agent.ServerMessage.FromString(frame.data)
-            if message.WhichOneof("message") == "availability":
-                self._offered_at[message.availability.job.id] = time.monotonic()
+            match message.WhichOneof("message"):
+                case "availability":
+                    self._offered_at[message.availability.job.id] = time.monotonic()
+                case "assignment":
+                    self._assigned_at[message.assignment.job.id] = time.monotonic()
             await host.send_bytes(frame.data)
 
     async def _from_host(self, host: web.WebSocketResponse, livekit: aiohttp.ClientWebSocketResponse) -> None:
@@ -59,10 +67,16 @@ class WireTap:
             elif frame.type == WSMsgType.PONG:
                 self.pongs.append(time.monotonic() - float(bytes(frame.data)))
             else:
-                message = agent.WorkerMessage.FromString(frame.data)
-                if message.WhichOneof("message") == "availability":
-                    self.offers.append(time.monotonic() - self._offered_at.pop(message.availability.job_id))
+                self._note(agent.WorkerMessage.FromString(frame.data))
                 await livekit.send_bytes(frame.data)
+
+    def _note(self, message: agent.WorkerMessage) -> None:
+        now = time.monotonic()
+        match message.WhichOneof("message"):
+            case "availability":
+                self.offers.append(now - self._offered_at.pop(message.availability.job_id))
+            case "update_job" if message.update_job.status == agent.JobStatus.JS_RUNNING:
+                self.starts.append(now - self._assigned_at.pop(message.update_job.job_id))
 
     async def _ping(self, host: web.WebSocketResponse) -> None:
         while True:
