@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 INFERENCE_COMMAND = (sys.executable, "-P", "-m", "inference.main")
 
 _PULSE_S = 0.1
-_GAP_S = 0.5
+_GAP_S = 0.3
 """A longer gap between two pulses is this event loop's own fault."""
 _BLOCKED_S = 1.0
 """A block of this event loop that is worth a word: pings and answers to the server were late by it."""

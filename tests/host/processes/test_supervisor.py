@@ -265,7 +265,7 @@ async def test_a_job_that_exits_by_itself_fails_with_its_exit_code(options, upda
 
 
 async def test_a_blocked_supervisor_does_not_hold_it_against_its_children(options, updates, caplog):
-    async with Supervisor(options(ping_interval=0.1, ping_timeout=0.8, high_ping_threshold=0.5)) as supervisor:
+    async with Supervisor(options(ping_interval=0.1, ping_timeout=1.2, high_ping_threshold=0.8)) as supervisor:
         before = job_processes()
         time.sleep(1.5)  # noqa: ASYNC251 - this is the fault under test
         await asyncio.sleep(0.3)
