@@ -364,4 +364,4 @@ async def test_an_agent_that_may_not_publish(
         assert status == "JS_FAILED"
         assert error
         assert "cannot publish" in host.log
-        assert job_results(host, room_name) == [f"failed {error}"]
+        await until(lambda: job_results(host, room_name) == [f"failed {error}"], 10, "the host's own record")

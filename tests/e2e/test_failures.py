@@ -196,7 +196,56 @@ async def test_an_entrypoint_that_raises(
         assert "raise ValueError(text)" in traceback
 
 
-# --- the supervisor ------------------------------------------------------------------------------
+# --- the supervisor and its fork server ----------------------------------------------------------
+
+
+async def test_a_killed_fork_server_costs_no_room(
+    livekit: LiveKitServer, host: HostProcess, jobs: ServerJobs, room_name: str
+) -> None:
+    async with bystander(livekit, host, jobs, room_name):
+        (first,) = fork_servers(host)
+        first.kill()
+        await until(lambda: {p.pid for p in fork_servers(host)} - {first.pid}, SOON_S, "another fork server")
+        await dispatch(livekit, room_name, "visit", NAME)
+        await until(lambda: bool(jobs.endings(room_name)), 30, "the end of a job afterwards")
+        assert jobs.endings(room_name) == [("JS_SUCCESS", "")]
+
+
+def fork_servers(host: HostProcess) -> list[psutil.Process]:
+    found = []
+    for process in host.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not is_job(process) and "forkserver" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+async def test_a_blocked_supervisor_kills_nobody(
+    livekit: LiveKitServer, jobs: ServerJobs, tmp_path: Path, room_name: str
+) -> None:
+    """Its event loop stands still for twice the time in which children must answer."""
+    name = "blocked"
+    config = fake_engines(4, ping_interval=0.5, ping_timeout=2.0)
+    agent = AGENT.with_name("blocker.py")
+    with host_serve(livekit, tmp_path / "host", str(agent), "--agent-name", name, config=config) as host:
+        host.wait_registered(60)
+        async with caller_in(livekit, room_name) as caller:
+            await dispatch(livekit, room_name, "stay", name)
+            await caller.wait_for_speech(20)
+            await until(lambda: len(idle_pids(host)) == 1, SOON_S, "the pool to be full")
+            before = {process.pid for process in host.processes()}
+            await dispatch(livekit, f"block-{room_name}", "visit", name)
+            await until(lambda: "stood still" in host.log, 30, "the block to be told of")
+            await until(lambda: bool(jobs.endings(f"block-{room_name}")), 20, "the end of the job that was late")
+            assert jobs.endings(f"block-{room_name}") == [("JS_SUCCESS", "")]
+            heard = len(caller.heard)
+            await caller.wait(lambda: len(caller.heard) > heard + 64_000, 10, "two seconds more")
+            assert caller.loudness(500) > 0.01
+            (used,) = job_pids(host, f"block-{room_name}")
+            gone = before - {process.pid for process in host.processes()}
+            assert gone <= {used}, "only what had ended"
+            assert "is killed" not in host.log
+        assert host.stop() == 0
 
 
 async def test_a_killed_supervisor_takes_everything_with_it(

@@ -234,7 +234,7 @@ async def test_development(livekit: LiveKitServer, tmp_path: Path, room_name: st
     config = '[inference]\nengines = "fake"\n'
     with host_serve(livekit, tmp_path / "host", AGENT, *flags, config=config, secrets=variables, port=None) as host:
         host.wait_registered(60)
-        (host.port,) = [port for address, port in listening(host) if address == "0.0.0.0"]
+        ((_, host.port),) = listening(host)
         described = host.worker()
         assert described["dev"] is True
         assert described["load_threshold"] is None
