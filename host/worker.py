@@ -219,6 +219,7 @@ class Worker:
         if not unregistered:
             self._jobs.told = self._dispatch = self._make_dispatch(request_fnc)
         await self._health.start()
+        logger.info("health, status and metrics are at port %d", self._health.port)
         try:
             async with entered_in_thread("prepare", prepared(self._config, self._options)) as supervisor_options:
                 self._jobs.supervisor = self._supervisor = Supervisor(
