@@ -46,6 +46,11 @@ HEARTBEAT_S = 30.0
 _CONNECT_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 2.0
 FENCE_TIMEOUT_S = 2.0
+REPEAT_STATUS_S = 1.0
+"""When a final status is told a second time. The server writes an assignment before it takes note of it, and drops
+what it hears of the job in between (livekit ``pkg/agent/worker.go`` ``AssignJob``): a job that ends in
+milliseconds would run on in its books. It ignores the second one of a job that it has ended.
+"""
 
 JobStatus = Literal["running", "success", "failed"]
 
@@ -314,10 +319,16 @@ class Dispatch:
         delivered = ws is not None and await self._send(ws, agent.WorkerMessage(update_job=update))
         if ws is not None and delivered and status != "running":
             delivered = await self._fence(ws)
-        if delivered:
-            self._unsent.pop(job_id, None)
-        else:
+        if not delivered:
             self._unsent[job_id] = update
+            return
+        self._unsent.pop(job_id, None)
+        if status != "running":
+            asyncio.get_running_loop().call_later(REPEAT_STATUS_S, self._repeat, update)
+
+    def _repeat(self, update: agent.UpdateJobStatus) -> None:
+        self._unsent.setdefault(update.job_id, update)
+        self.status_changed()
 
     async def _send_unsent(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         for job_id, update in list(self._unsent.items()):

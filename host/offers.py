@@ -40,8 +40,10 @@ from host.request import (
 
 logger = logging.getLogger(__name__)
 
-REQUEST_TIMEOUT_S = 5.0
-"""How long ``request_fnc`` has. The server waits 10 s and asks nobody else after that, so the job would be lost."""
+REQUEST_TIMEOUT_S = 2.5
+"""How long ``request_fnc`` has. The server's own request (psrpc's default timeout) ends 3 s after the dispatch, of
+which some 0.2 s are gone when the offer comes; it asks nobody else after that, so the job would be lost.
+"""
 ASSIGNMENT_TIMEOUT_S = 7.5
 _AGENT_NAME_ATTRIBUTE = "lk.agent.name"
 _CLOSE_TIMEOUT_S = 2.0

@@ -313,6 +313,25 @@ async def test_a_request_function_that_raises_turns_the_room_away(
     assert doorkeeper.get("/") == (200, "OK")
 
 
+async def test_a_request_function_may_take_its_time_but_not_more(
+    livekit: LiveKitServer, jobs: ServerJobs, doorkeeper: HostProcess, room_name: str
+) -> None:
+    """The server waits 3 s for all its hosts together: whoever has not answered by then would lose the job."""
+    slow, silent = f"slow-{room_name}", f"silent-{room_name}"
+    unserved = jobs.unserved("doorkeeper")
+    async with caller_in(livekit, slow) as caller:
+        await dispatch(livekit, slow, agent="doorkeeper")
+        await caller.wait(lambda: bool(caller.agents()), 20, "the agent")
+    async with caller_in(livekit, silent):
+        await dispatch(livekit, silent, agent="doorkeeper")
+        await until(lambda: jobs.unserved("doorkeeper") > unserved, 20, "the server to find nobody")
+    assert not jobs.assigned(silent)
+    # It was told in time: nothing was answered too late, and no place is held for what cannot come.
+    assert not livekit.log_lines("received availability response for unknown job")
+    assert any("did not answer within" in r["message"] and r["room"] == silent for r in doorkeeper.records())
+    assert not doorkeeper.records("no assignment came")
+
+
 async def test_a_hidden_agent_is_not_seen(
     livekit: LiveKitServer, jobs: ServerJobs, tmp_path: Path, room_name: str
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from host import JobContext, JobRequest
+
+SLOW_S = 2.0
 
 logger = logging.getLogger("doorkeeper")
 
@@ -15,6 +18,10 @@ async def request_fnc(request: JobRequest) -> None:
         return
     if request.room.name.startswith("broken"):
         raise RuntimeError("the list of guests is lost")
+    if request.room.name.startswith("slow"):
+        await asyncio.sleep(SLOW_S)
+    if request.room.name.startswith("silent"):
+        await asyncio.Event().wait()
     await request.accept(
         name="Ada",
         identity=f"ada-in-{request.room.name}",

@@ -142,6 +142,20 @@ async def test_a_status_that_was_not_confirmed_is_sent_again(
         assert (update.job_id, update.status, update.error) == ("AJ_1", agent.JobStatus.JS_FAILED, "it broke")
 
 
+async def test_a_final_status_is_told_twice(server: FakeLiveKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may have dropped the first: it had not noted down the assignment yet."""
+    monkeypatch.setattr(module, "REPEAT_STATUS_S", 0.05)
+    async with dispatching(server, Rooms()) as dispatch:
+        session = await server.session()
+        await server.said(session, "update_worker")
+        await dispatch.report_job("AJ_1", "running")
+        await dispatch.report_job("AJ_1", "failed", "it broke")
+        await server.said(session, "update_job", 3)
+        running, *final = [message.update_job for message in session.said("update_job")]
+        assert running.status == agent.JobStatus.JS_RUNNING
+        assert [(u.job_id, u.status, u.error) for u in final] == [("AJ_1", agent.JobStatus.JS_FAILED, "it broke")] * 2
+
+
 async def test_a_server_that_does_not_answer_the_heartbeat_is_left(
     server: FakeLiveKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

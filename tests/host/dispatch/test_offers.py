@@ -179,8 +179,8 @@ async def test_a_request_function_that_raises_or_returns_rejects(
 async def test_a_request_function_that_hangs_rejects_in_time_and_delays_nobody(
     server: FakeLiveKit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The server waits 10 s.
-    assert module.REQUEST_TIMEOUT_S == 5.0
+    # The server waits 3 s, see tests/e2e/test_dispatch_real.py.
+    assert module.REQUEST_TIMEOUT_S <= 2.5
     monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.5)
     hanging, cancelled = asyncio.Event(), asyncio.Event()
 
