@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import cast
 
 import pytest
 
 from host.job import pipeline
+from host.job.audio import Player
 from host.job.settings import SessionSettings
+from host.job.speech import SpeakablePhrase
+from inference.client import InferenceRoom, InferenceUnavailableError
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
-from tests.host.job.fakes import SAMPLES_PER_CHAR, until
+from tests.host.job.fakes import SAMPLES_PER_CHAR, FakeInference, FakeRoom, until
 from tests.host.job.test_session import MS, Talk, talking
 
 
@@ -353,3 +357,21 @@ async def test_the_end_in_the_middle_of_an_outage() -> None:
     (report,) = talk.reports
     assert (report.reply, report.interrupted) == ("Once upon", True)
     assert talk.said()[-1] == ("assistant", "Once upon")
+
+
+async def test_an_utterance_that_can_never_come_is_still_there_to_be_interrupted() -> None:
+    room, inference = FakeRoom(), FakeInference()
+    player = Player(room, cast(InferenceRoom, inference))
+    running = asyncio.create_task(player.run())
+    await asyncio.sleep(0)
+    utterance = await player.begin()
+    inference.hold = True
+    player.speak(utterance, SpeakablePhrase("One. ", "One."), speed=1.0, volume=1.0)
+    inference.go_away()
+    with pytest.raises(InferenceUnavailableError, match="went away"):
+        await asyncio.wait_for(player.finish(utterance), 10)
+    await asyncio.wait_for(player.interrupt(utterance), 10)
+    # And the next may begin.
+    assert await asyncio.wait_for(player.begin(), 10) is not utterance
+    running.cancel()
+    await asyncio.wait([running])
