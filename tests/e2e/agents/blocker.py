@@ -10,7 +10,7 @@ from host import JobRequest
 
 __all__ = ["entrypoint"]
 
-BLOCK_S = 4.0
+BLOCK_S = 6.0
 
 
 async def request_fnc(request: JobRequest) -> None:
