@@ -132,7 +132,8 @@ async def test_each_participant_has_an_agent(
                 assert len(jobs.assigned(room_name)) == 2, "an agent is no participant to be served"
             # Bob's agent ends with Bob and leaves Alice's alone.
             await until(lambda: len(jobs.endings(room_name)) == 1, 15, "the end of bob's job")
-            assert host.worker()["active_jobs"] == 1
+            await until(lambda: host.worker()["active_jobs"] == 1, 10, "the host to have one job")
+            assert len(jobs.endings(room_name)) == 1
         await until(lambda: len(jobs.endings(room_name)) == 2, 15, "the jobs' ends")
         assert jobs.endings(room_name) == [("JS_SUCCESS", "")] * 2
 
