@@ -21,7 +21,8 @@ from host.residents import job_error
 from host.running_job import OnTurn, OnUpdate, RunningJob
 from host.supervisor_options import SupervisorOptions
 from inference.wire import supervision as s
-from inference.wire.tlv import Message
+from inference.wire.errors import LocalProtocolError
+from inference.wire.tlv import Message, encode
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,11 @@ class JobPool:
             raise HostError(f"job {start.job_id} is not started: the host is stopping")
         if start.job_id in self._launches or any(job.job_id == start.job_id for job in self.jobs):
             raise HostError(f"job {start.job_id} is running already")
+        try:
+            encode(start)
+        except LocalProtocolError as exc:
+            # Metadata is written by strangers: what does not fit fails its own job and nobody else's.
+            raise HostError(f"job {start.job_id} cannot be handed to a process: {exc}") from exc
         answer: asyncio.Future[RunningJob] = asyncio.get_running_loop().create_future()
         launch = _Launch(start, on_update, on_turn, answer, time.monotonic())
         self._launches[start.job_id] = launch

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 ENTRYPOINT_GRACE_S = 5.0
 """How long an entrypoint may go on after its session was closed, to finish what it does."""
+_MAX_ERROR_CHARS = 2000
 
 T = TypeVar("T")
 ShutdownCallback = Callable[[str], Awaitable[None] | None]
@@ -271,5 +272,6 @@ def _first(failure: BaseException) -> BaseException:
 
 
 def _describe(failure: BaseException) -> str:
+    """For the job's status, which the server keeps: short, and what can be sent at all. The log has all of it."""
     first = _first(failure)
-    return f"{type(first).__name__}: {first}"
+    return f"{type(first).__name__}: {first}"[:_MAX_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()

@@ -49,6 +49,21 @@ async def test_jobs_end_as_their_entrypoints_do(server: FakeLiveKit, tmp_path: P
             assert (tmp_path / job_id).read_text() == f"hold: {reason}\n"
 
 
+async def test_what_is_too_large_fails_its_own_job_and_nobody_elses(server: FakeLiveKit, tmp_path: Path) -> None:
+    async with registered(server, num_idle_processes=1) as (_, session):
+        await server.run_job(session, "AJ_hold", "hold", metadata=str(tmp_path / "AJ_hold"))
+        await server.job_status(session, "AJ_hold", RUNNING)
+        await server.run_job(session, "AJ_large", "return", metadata="x" * 1_200_000)
+        error = (await server.job_status(session, "AJ_large", FAILED)).error
+        assert "StartJob needs" in error
+        # An error's text is as long as it likes, and need not be encodable.
+        await server.run_job(session, "AJ_text", "raise at length")
+        error = (await server.job_status(session, "AJ_text", FAILED)).error
+        assert error.startswith("ValueError: \\udcffxxx")
+        assert len(error) < 3000
+        assert not (tmp_path / "AJ_hold").exists()
+
+
 @pytest.mark.parametrize("executor", list(JobExecutorType))
 async def test_a_simulated_job_without_a_server(executor: JobExecutorType) -> None:
     worker = Worker(options(None, job_executor_type=executor), config())

@@ -21,6 +21,8 @@ async def entrypoint(ctx: JobContext) -> None:
     match ctx.job.room.name:
         case "raise":
             raise ValueError("the room is cursed")
+        case "raise at length":
+            raise ValueError("\udcff" + "x" * 2_000_000)
         case "hold":
             # The callback comes when the entrypoint has ended or its time is over.
             await asyncio.Event().wait()
