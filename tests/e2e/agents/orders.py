@@ -8,7 +8,7 @@
 "linger PATH"   the same, and is in no hurry: its shutdown callback waits for the file, too
 "talk"          a conversation with the host's engines
 "publish"       joins and publishes a track, or logs why it may not
-"hoard"         takes memory without end
+"hoard"         takes memory without end, some 50 MB a second
 "pause SECONDS" blocks its event loop for a while
 "block"         never gives its event loop back
 """
@@ -104,7 +104,7 @@ async def hoard(ctx: JobContext, _: str) -> None:
     hoarded = []
     while True:
         hoarded.append(bytearray(b"\1" * 10_000_000))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
 
 
 async def pause(ctx: JobContext, seconds: str) -> None:
