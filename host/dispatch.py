@@ -85,10 +85,15 @@ class DispatchOptions:
 
 def agent_endpoint(url: str) -> str:
     """The websocket address of the agent protocol at a LiveKit server. Raises ``ConfigError``."""
-    parts = urlsplit(url)
+    expected = f"LiveKit URL {url!r}: expected ws://HOST[:PORT] or wss://HOST[:PORT]"
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (it is checked when it is asked for)
+    except ValueError as exc:
+        raise ConfigError(f"{expected}: {exc}") from exc
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     if scheme not in ("ws", "wss") or not parts.hostname:
-        raise ConfigError(f"LiveKit URL {url!r}: expected ws://HOST[:PORT] or wss://HOST[:PORT]")
+        raise ConfigError(expected)
     return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + "/agent", "", ""))
 
 

@@ -138,6 +138,9 @@ class Offers:
         if promise := self._promises.pop(job.id, None):
             promise.timer.cancel()
             accept = promise.accept
+        elif job.id in self._handler.job_ids():
+            logger.warning("a job that runs was assigned once more", extra=_fields(job))
+            return
         else:
             accept = self._expired.pop(job.id, JobAcceptArguments(identity=agent_identity(job.id)))
             if refusal := self._handler.reserve(job.id):

@@ -83,6 +83,7 @@ class WorkerJobs:
         self._jobs: dict[str, _Job] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ending = False
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -168,10 +169,11 @@ class WorkerJobs:
         await self._idle.wait()
 
     async def end(self, reason: str) -> None:
-        """Tell every job to finish; returns when all have."""
+        """Tell every job to finish; returns when all have. One that is assigned from here on fails, and is told so."""
+        self._ending = True
         for job in self._jobs.values():
             job.end(reason)
-        if tasks := [job.task for job in self._jobs.values() if job.task is not None]:
+        while tasks := [job.task for job in self._jobs.values() if job.task is not None]:
             await asyncio.wait(tasks)
 
     def _begin(self, start: StartJob, run: Awaitable[JobResult]) -> _Job:
@@ -195,6 +197,8 @@ class WorkerJobs:
         assert self.supervisor is not None
         job = self._jobs[start.job_id]
         try:
+            if self._ending:
+                raise HostError("the job is not started: the host is stopping")
             running = await self.supervisor.launch(start, on_update=on_update, on_turn=self._on_turn)
         except HostError:
             self._observer.job_ended("failed")

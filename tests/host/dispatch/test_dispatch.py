@@ -28,7 +28,9 @@ def test_endpoint(url: str, endpoint: str) -> None:
     assert agent_endpoint(url) == endpoint
 
 
-@pytest.mark.parametrize("url", ["", "localhost:7880", "ftp://example.com", "ws://"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:7880", "ftp://example.com", "ws://", "ws://[::1", "ws://a:b", "ws://a:99999"]
+)
 def test_a_url_that_is_none_is_named(url: str) -> None:
     with pytest.raises(ConfigError, match="expected ws://"):
         agent_endpoint(url)

@@ -280,6 +280,22 @@ async def test_an_assignment_that_does_not_come_frees_the_place(
         assert update.error == "assigned too late: all 1 rooms are taken"
 
 
+async def test_a_job_that_runs_and_is_assigned_once_more_runs_on(
+    server: FakeLiveKit, caplog: pytest.LogCaptureFixture
+) -> None:
+    rooms = Rooms()
+    async with dispatching(server, rooms):
+        session = await server.session()
+        await server.run_job(session, "AJ_1")
+        await session.assign("AJ_1")
+        # Answers come in order.
+        await session.offer("AJ_2")
+        await server.said(session, "availability", 2)
+        assert len(rooms.taken) == 1
+        assert not session.said("update_job")
+    assert "assigned once more" in caplog.text
+
+
 async def test_a_lost_connection_ends_requests_and_promises(server: FakeLiveKit) -> None:
     hanging, cancelled = asyncio.Event(), asyncio.Event()
 

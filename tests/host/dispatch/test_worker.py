@@ -362,6 +362,27 @@ async def test_closing_does_not_wait_for_jobs(server: FakeLiveKit, supervisors: 
         assert job.shutdowns == ["enough"]
 
 
+async def test_a_job_that_is_assigned_while_the_others_end_fails_and_is_told(
+    server: FakeLiveKit, supervisors: list[FakeSupervisor]
+) -> None:
+    async with registered(server) as (worker, session):
+        supervisors[0].stubborn = True
+        await server.run_job(session, "AJ_1")
+        job = await supervisors[0].job("AJ_1")
+        await session.offer("AJ_2")
+        assert (await server.said(session, "availability", 2)).availability.available
+        closing = asyncio.create_task(worker.aclose())
+        await until(lambda: bool(job.shutdowns))
+        await session.assign("AJ_2")
+        assert "the host is stopping" in (await server.job_status(session, "AJ_2", FAILED)).error
+        assert "AJ_2" not in supervisors[0].jobs
+        assert not closing.done()
+        job.finish()
+        await server.job_status(session, "AJ_1", SUCCESS)
+        async with asyncio.timeout(5):
+            await closing
+
+
 async def test_a_supervisor_that_fails_ends_the_worker(server: FakeLiveKit, supervisors: list[FakeSupervisor]) -> None:
     with pytest.raises(HostError, match="again and again"):  # noqa: PT012
         async with registered(server) as (_, session):
