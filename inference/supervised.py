@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from types import FrameType
@@ -32,6 +33,9 @@ _PR_SET_PDEATHSIG = 1
 _STDERR = 2
 _MAX_LOG_CHARS = 100_000
 """Keeps a log record well inside one frame."""
+_MAX_LOG_WAITING = 1 << 20
+"""Of log records, in characters: what is logged while so much waits is lost, so that pings and statuses, which wait
+behind them, still come in time, and neither process's memory fills."""
 
 M = TypeVar("M", bound=Message)
 
@@ -52,7 +56,10 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 class _ForwardHandler(logging.Handler):
-    """Log records as ``LogLine`` messages. Records from other threads are handed to the loop."""
+    """Log records as ``LogLine`` messages. Records from other threads are handed to the loop.
+
+    What is logged faster than the supervisor takes it is lost, and how much of it is told.
+    """
 
     def __init__(
         self, stream: MessageStream, loop: asyncio.AbstractEventLoop, process_fields: Mapping[str, object]
@@ -61,6 +68,10 @@ class _ForwardHandler(logging.Handler):
         self._stream = stream
         self._loop = loop
         self._process_fields = process_fields
+        # Both under the handler's own lock.
+        self._queued = 0
+        self._lost = 0
+        self._telling: asyncio.Task[None] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -81,16 +92,44 @@ class _ForwardHandler(logging.Handler):
         if len(extra) > _MAX_LOG_CHARS:
             extra = "{}"
         line = s.LogLine(record.levelno, record.name, text, record.created, extra)
+        size = len(text) + len(extra)
         try:
-            self._loop.call_soon_threadsafe(self._send, line)
+            if self._queued + self._stream.waiting_bytes + size > _MAX_LOG_WAITING:
+                if not self._lost:
+                    self._loop.call_soon_threadsafe(self._tell)
+                self._lost += 1
+                return
+            self._loop.call_soon_threadsafe(self._send, line, size)
+            self._queued += size
         except RuntimeError:
             # The loop is closed: the process is past its end, and stderr is all that is left.
             if logging.lastResort is not None:
                 logging.lastResort.emit(record)
 
-    def _send(self, line: s.LogLine) -> None:
+    def _send(self, line: s.LogLine, size: int) -> None:
+        with self._locked():
+            self._queued -= size
         if self._stream.connection.state is not State.CLOSED:
             self._stream.send(line)
+
+    def _tell(self) -> None:
+        self._telling = self._loop.create_task(self._tell_lost(), name="lost-log-records")
+
+    async def _tell_lost(self) -> None:
+        await self._stream.drain()
+        with self._locked():
+            lost, self._lost = self._lost, 0
+        text = f"{lost} log records are lost: more was logged at once than could be passed on"
+        line = s.LogLine(logging.WARNING, __name__, text, time.time(), json.dumps(self._process_fields, default=str))
+        self._send(line, 0)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 class Supervisor:

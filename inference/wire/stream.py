@@ -16,6 +16,8 @@ from inference.wire.tlv import Message
 _READ_BYTES = 64 * 1024
 _READS_AT_ONCE = 8
 """Then the rest of the loop has its turn: a peer that sends without a pause keeps nobody waiting."""
+_MESSAGES_AT_ONCE = 32
+"""As many are received without a wait; then the rest of the loop has its turn, too."""
 _MAX_DESCRIPTORS = 8
 _MAX_WAITING_BYTES = 8 << 20
 """A peer that leaves more than this unread is cut off, so that it cannot eat this process's memory."""
@@ -39,6 +41,7 @@ class MessageStream:
         self._error: Exception | None = None
         self._ended = False
         self._paused = False
+        self._in_a_row = 0
         self._wake = asyncio.Event()
         self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._outgoing_bytes = 0
@@ -56,11 +59,21 @@ class MessageStream:
         told = isinstance(self._error, RemoteProtocolError)
         return self._sock.fileno() < 0 or (self._ended and not told) or self.connection.state is State.CLOSED
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What was sent and the socket has not taken yet."""
+        return self._outgoing_bytes
+
     # --- receiving ------------------------------------------------------------------------------
 
     async def receive(self) -> Received | None:
         """The next message, or None when the peer has closed."""
+        self._in_a_row += 1
+        if self._in_a_row > _MESSAGES_AT_ONCE:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
         while not self._received:
+            self._in_a_row = 0
             if self._error is not None:
                 raise self._error
             if self._ended:

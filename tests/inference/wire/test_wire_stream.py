@@ -235,6 +235,27 @@ async def test_a_receiver_that_does_not_handle_is_felt_by_the_sender() -> None:
         assert "outgoing=0B" in repr(client)
 
 
+async def test_a_peer_that_says_much_at_once_leaves_the_loop_to_others() -> None:
+    async with pair() as (client, server):
+        for number in range(256):
+            client.send(s.Ping(number))
+        await until(lambda: received_count(server) == 256)
+        turns_of_others = 0
+
+        async def other() -> None:
+            nonlocal turns_of_others
+            while True:
+                turns_of_others += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        async for received in server:
+            if received.message == s.Ping(255):
+                break
+        task.cancel()
+        assert turns_of_others >= 7
+
+
 async def test_drain_waits_for_the_peer_to_read() -> None:
     async with raw_peer(Role.CLIENT) as (client, peer):
         client.send(s.Shutdown("x" * 900_000))

@@ -168,6 +168,33 @@ async def test_log_records_that_do_not_fit_are_cut_and_still_arrive() -> None:
         assert (line.text, line.fields) == ("large fields", "{}")
 
 
+async def test_a_flood_of_log_records_loses_records_and_nothing_else() -> None:
+    async with child() as (supervisor, parent):
+        supervisor.forward_logs("INFO")
+        log = logging.getLogger("some.place")
+        parent.send(s.Ping(7))
+        for number in range(100_000):
+            log.info("line %d of a job that prints whatever it can find", number)
+        arrived, lost, answered_after = 0, 0, -1
+        while not lost:
+            received = await parent.receive()
+            assert received is not None
+            match received.message:
+                case s.Pong(sent_ns=7):
+                    answered_after = arrived
+                case s.LogLine(logger="some.place", text=text):
+                    assert text.startswith(f"line {arrived} of")
+                    arrived += 1
+                case s.LogLine(level=logging.WARNING, text=text):
+                    lost = int(text.split()[0])
+        assert arrived + lost == 100_000
+        assert 1_000 < arrived < 50_000
+        assert answered_after >= 0, "a ping is answered, whatever is lost"
+        log.info("calm again")
+        assert (await log_line(parent)).text == "calm again"
+        assert not supervisor.stopping.is_set()
+
+
 async def test_file_names_that_are_no_text_are_logged_all_the_same() -> None:
     async with child() as (supervisor, parent):
         supervisor.forward_logs("INFO")
