@@ -134,8 +134,9 @@ class Child:
 
     @property
     def log_fields(self) -> dict[str, object]:
-        """What a log record about it carries."""
-        return {"pid": self.pid, "job_id": self.job_id, "room": self.room}
+        """What a log record about it carries: its job and room, too, where it has one."""
+        job = {"job_id": self.job_id, "room": self.room} if self.job_id else {}
+        return {"pid": self.pid, **job}
 
     def is_idle(self) -> bool:
         """Whether it can be given a job."""

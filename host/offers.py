@@ -217,7 +217,8 @@ class Offers:
         except RequestError as exc:
             # Said where it happened.
             logger.debug("request_fnc ended with %r", exc, extra=_fields(request.job))
-        except Exception:
+        except (Exception, SystemExit):
+            # Whatever it calls may call sys.exit(); other rooms must not end by it.
             logger.exception("request_fnc failed", extra=_fields(request.job))
 
     def _unanswered(self, request: JobRequest, asking: asyncio.Task[None]) -> JobRejection:

@@ -69,7 +69,7 @@ class CustomLoad:
             self._began = time.monotonic()
             try:
                 self._take(self._call())
-            except Exception as exc:  # noqa: BLE001 (whatever the user's code raises is said, and its last value kept)
+            except (Exception, SystemExit) as exc:  # noqa: BLE001 (whatever the user's code raises is said)
                 self._tell(f"load_fnc raised {type(exc).__name__}: {exc}", exc)
             self._began = 0.0
             self._first.set()
@@ -82,7 +82,7 @@ class CustomLoad:
         self._tell("" if 0 <= value <= 1 else f"load_fnc returned {value:g}; a load is from 0 to 1")
         self.value = min(max(float(value), 0.0), 1.0)
 
-    def _tell(self, trouble: str, exc: Exception | None = None) -> None:
+    def _tell(self, trouble: str, exc: BaseException | None = None) -> None:
         if trouble == self._trouble:
             return
         if trouble:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -163,7 +164,14 @@ async def test_a_request_function_that_raises_or_returns_rejects(
     async def silent(request: JobRequest) -> None:
         pass
 
-    for function, said in ((broken, "no such customer"), (silent, "request_fnc did not answer")):
+    async def leaving(request: JobRequest) -> None:
+        sys.exit("no way out")
+
+    for function, said in (
+        (broken, "no such customer"),
+        (silent, "request_fnc did not answer"),
+        (leaving, "no way out"),
+    ):
         caplog.clear()
         rooms = Rooms()
         async with dispatching(server, rooms, request_fnc=function):

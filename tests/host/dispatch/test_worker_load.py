@@ -64,7 +64,8 @@ async def test_it_is_called_again_and_again_in_a_thread_of_its_own() -> None:
 
 
 async def test_the_last_good_value_is_kept_and_each_trouble_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    answers: list[object] = [ValueError("no"), 0.5, ValueError("no"), ValueError("no"), "0.7", None, True, math.nan]
+    no = ValueError("no")
+    answers: list[object] = [no, 0.5, no, no, "0.7", None, True, math.nan, SystemExit(3)]
     given = iter(answers)
     values: list[float | None] = []
     done = threading.Event()
@@ -74,7 +75,7 @@ async def test_the_last_good_value_is_kept_and_each_trouble_said_once(caplog: py
         if len(values) > len(answers) + 1:
             done.set()
         answer = next(given, 0.6)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -84,7 +85,7 @@ async def test_the_last_good_value_is_kept_and_each_trouble_said_once(caplog: py
         await until(done.is_set)
         custom.close()
     # Before each call; None: nothing is known yet, the host's own load counts.
-    assert values[:10] == [None, None, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6]
+    assert values[:11] == [None, None, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6]
     assert [record.getMessage() for record in caplog.records] == [
         "load_fnc raised ValueError: no",
         "load_fnc gives a load again",
@@ -93,6 +94,7 @@ async def test_the_last_good_value_is_kept_and_each_trouble_said_once(caplog: py
         "load_fnc returned None, which is no number",
         "load_fnc returned True, which is no number",
         "load_fnc returned nan, which is no number",
+        "load_fnc raised SystemExit: 3",
         "load_fnc gives a load again",
     ]
     # The first of a trouble has its traceback.

@@ -72,6 +72,7 @@ async def test_odd_log_lines_are_logged_and_hurt_nobody(caplog):
     records = [record for record in caplog.records if record.name == "odd"]
     assert [record.getMessage() for record in records] == ["text"] * 4
     assert records[0].customer == "Ada"
+    assert not hasattr(records[0], "job_id"), "it has no job"
     assert [record.fields for record in records[1:]] == ["[1]", "{", "[" * 100_000]
 
 
