@@ -24,6 +24,7 @@ from host.flags import (
     ModelsDirOption,
     ProfileOption,
     UrlOption,
+    errors,
     load,
     output,
 )
@@ -92,6 +93,11 @@ async def hold(worker: Worker, simulation: Simulation) -> None:
         raise ConversationError(f"the job failed: {result.error}")
 
 
+def show_progress(text: str) -> None:
+    """Print what the host does while it comes up, on stderr: models take their time."""
+    errors.print(f"[dim]{escape(text)}[/]", highlight=False)
+
+
 def show_turn(turn: TurnReport) -> None:
     """Print one turn of the conversation."""
     heard, answered = escape(turn.transcript), escape(turn.reply)
@@ -154,7 +160,7 @@ def simulate(
 
     from host.worker import Worker
 
-    worker = Worker(options, settings, on_turn=show_turn)
+    worker = Worker(options, settings, on_turn=show_turn, on_progress=show_progress)
     run(hold(worker, Simulation(room, participant_identity, local, waves, duration)))
 
 

@@ -88,6 +88,8 @@ def test_the_built_in_agent_answers_a_wave(folder: Path) -> None:
     assert statuses(done.stdout) == ["running", "success"]
     assert re.search(r"^turn 1 heard: \S", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^turn 1 answered after \d+ ms: \S", done.stdout, re.MULTILINE), done.stdout
+    # Models take their time, and somebody waits.
+    assert "warming up" in done.stderr
 
 
 def test_room_and_participant_are_the_jobs(folder: Path) -> None:
