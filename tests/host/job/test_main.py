@@ -64,6 +64,7 @@ class Peer:
         await self.expect(s.Ready)
         self.stream.send(start)
         assert (await self.expect(s.JobUpdate)).status == "running"
+        await self.expect(s.Ending)
         final = await self.expect(s.JobUpdate)
         self.stream.send(s.JobUpdateAck(final.job_id))
         return final, await self.expect(s.Exiting)

@@ -240,6 +240,21 @@ async def test_a_job_that_does_not_end_is_killed_after_the_grace(options, update
     assert updates.statuses == ["running", "failed"]
 
 
+async def test_a_job_that_ends_by_itself_and_hangs_is_killed_after_the_grace(options, updates):
+    agent = """
+        import asyncio
+        async def entrypoint(ctx):
+            ctx.add_shutdown_callback(lambda reason: asyncio.Event().wait())
+    """
+    async with Supervisor(options(agent, shutdown_process_timeout=0.5)) as supervisor:
+        async with asyncio.timeout(DEADLINE_S):
+            job = await supervisor.launch(start("one"), on_update=updates)
+            result = await job.wait()
+    assert result.exit_code == -signal.SIGKILL
+    assert "it did not end within 0.5 s of the end of its room" in result.error
+    assert updates.statuses == ["running", "failed"]
+
+
 async def test_a_killed_job_fails_once_with_the_signal_named(options, updates):
     async with Supervisor(options(FOREVER)) as supervisor:
         job = await supervisor.launch(start("one"), on_update=updates)
