@@ -408,6 +408,19 @@ async def test_an_inference_process_that_takes_too_long_is_killed(options):
     assert own_children() == []
 
 
+async def test_a_host_that_ends_while_its_models_load_does_not_wait_for_them(options, seen):
+    environment = {**os.environ, "STUCK_AT": "loading"}
+    command = (sys.executable, "-m", "tests.inference.stuck_main")
+    given, progress = options(inference_environment=environment), []
+    supervisor = Supervisor(given, on_progress=progress.append, observer=seen, inference_command=command)
+    entering = asyncio.create_task(supervisor.__aenter__())
+    await eventually(lambda: progress == ["loading voice activity detection on cpu"])
+    entering.cancel()
+    await asyncio.wait([entering])
+    assert seen.killed == []
+    assert own_children() == []
+
+
 # --- resident processes that die ----------------------------------------------------------------
 
 
