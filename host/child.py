@@ -200,7 +200,7 @@ class Child:
             self._set_timer(end_at, reason, why)
 
     def found_dead(self) -> None:
-        """It has ended and only the kernel knows it yet: it is not idle any more."""
+        """It has ended, or is about to: it is not idle any more."""
         self.state = follow(self.state, ChildEvent.STOP)
 
     def condemn(self, reason: str, why: KillReason) -> None:
@@ -293,6 +293,7 @@ class Child:
         except WireError as exc:
             self.condemn(f"its connection failed: {exc}", "other")
             return
+        self.found_dead()
         self.expect_end(EXIT_GRACE_S, "it closed its connection and did not end", "other")
 
     def _handle(self, message: Message) -> None:

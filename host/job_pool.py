@@ -144,7 +144,8 @@ class JobPool:
     @property
     def children(self) -> tuple[Child, ...]:
         """What runs, oldest first."""
-        return tuple(slot.child for slot in self._slots.values() if slot.child is not None)
+        children = (slot.child for slot in self._slots.values() if slot.child is not None)
+        return tuple(child for child in children if child.state is not ChildState.ENDED)
 
     def host_is_up(self) -> None:
         """The host serves: from here on a process that does not come up is tried again."""

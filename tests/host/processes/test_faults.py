@@ -67,6 +67,36 @@ async def test_an_idle_process_that_is_killed_right_before_a_launch_costs_the_jo
     assert updates.statuses == ["running", "success"] * 8
 
 
+async def test_a_process_that_has_closed_its_connection_is_not_handed_out(options, updates, run_dir, monkeypatch):
+    """It lives on, stuck at its end: a job would wait for it in vain."""
+    agent = f"""
+        import asyncio, os, socket, time
+        from pathlib import Path
+        def close_and_hang():
+            for link in Path("/proc/self/fd").iterdir():
+                if link.is_symlink() and str(os.readlink(link)).startswith("socket:"):
+                    with socket.socket(fileno=os.dup(int(link.name))) as control:
+                        control.shutdown(socket.SHUT_RDWR)
+            time.sleep(1000)
+        def prewarm(process):
+            try:
+                Path({str(run_dir / "first")!r}).touch(exist_ok=False)
+            except FileExistsError:
+                return
+            asyncio.get_running_loop().call_later(0.2, close_and_hang)
+        async def entrypoint(ctx):
+            pass
+    """
+    monkeypatch.setattr("host.child.EXIT_GRACE_S", 3.0)
+    async with Supervisor(options(agent)) as supervisor:
+        (broken,) = job_processes()
+        await eventually(lambda: {info.pid: info.state for info in supervisor.processes()}[broken] == "stopping")
+        job = await supervisor.launch(start("one"), on_update=updates)
+        assert job.pid != broken
+        assert (await job.wait()).status == "success"
+        await eventually(lambda: broken not in job_processes())
+
+
 async def test_a_fork_server_that_is_killed_is_replaced_and_its_jobs_go_on(options, updates, caplog):
     async with Supervisor(options(FOREVER)) as supervisor:
         job = await supervisor.launch(start("one"), on_update=updates)
