@@ -58,7 +58,7 @@ async def hold(worker: Worker, simulation: Simulation) -> None:
 
     async def on_update(update: JobUpdate) -> None:
         style = _STYLES[update.status]
-        output.print(f"[{style}]{update.status}[/] {escape(update.error)}".rstrip(), highlight=False)
+        output.print(f"[{style}]{update.status}[/] {escape(update.error)}".rstrip(), highlight=False, soft_wrap=True)
         started.set()
 
     async def end_in_time() -> None:
@@ -101,9 +101,10 @@ def show_progress(text: str) -> None:
 def show_turn(turn: TurnReport) -> None:
     """Print one turn of the conversation."""
     heard, answered = escape(turn.transcript), escape(turn.reply)
-    output.print(f"[dim]turn {turn.turn}[/] heard: {heard}", highlight=False)
+    output.print(f"[dim]turn {turn.turn}[/] heard: {heard}", highlight=False, soft_wrap=True)
     cut = " (interrupted)" if turn.interrupted else ""
-    output.print(f"[dim]turn {turn.turn}[/] answered after {turn.response_ms:.0f} ms: {answered}{cut}", highlight=False)
+    answer = f"[dim]turn {turn.turn}[/] answered after {turn.response_ms:.0f} ms: {answered}{cut}"
+    output.print(answer, highlight=False, soft_wrap=True)
 
 
 def simulate(
