@@ -301,6 +301,28 @@ async def test_a_session_waits_for_a_process_that_is_away(processes: Processes, 
         call.check(await holding)
 
 
+async def test_a_session_that_did_not_come_about_holds_no_slot(processes: Processes, tmp_path: Path) -> None:
+    """An author who waits for the caller for so long only, and then tries again."""
+    call = Call(processes, tmp_path, [DATE])
+    nobody_comes = asyncio.Event()
+
+    async def entrypoint(ctx: JobContext) -> None:
+        wait = ctx.room.wait_for_participant
+        ctx.room.wait_for_participant = lambda _: nobody_comes.wait()  # type: ignore[method-assign,assignment,return-value]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ctx.start_session(VoiceAgent("Be brief.")), 0.3)
+        ctx.room.wait_for_participant = wait  # type: ignore[method-assign]
+        await ctx.start_session(VoiceAgent("Be brief."))
+        client = await ctx.connect_inference()
+        # The slot of the first is free once the process has noticed the end of its connection.
+        while (await client.stats()).rooms != 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        ctx.shutdown("seen")
+
+    async with asyncio.timeout(DEADLINE_S):
+        assert await run_job(entrypoint, call.ctx, call.update) == JobOutcome("success", "", "seen")
+
+
 async def test_a_connection_of_the_agents_own(processes: Processes, tmp_path: Path) -> None:
     call = Call(processes, tmp_path, [DATE])
     made: list[InferenceClient] = []
