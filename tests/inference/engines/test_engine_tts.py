@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import piper
 import pytest
 from numpy.typing import NDArray
 
@@ -17,7 +18,7 @@ from inference.engines.base import (
     Transcription,
     Utterance,
 )
-from inference.engines.piper_voice import Order
+from inference.engines.piper_voice import EXACT, Order
 from inference.engines.stt import WhisperSpeechToText
 from inference.engines.tts import PiperTextToSpeech
 from inference.engines.vad import SileroVoiceActivity
@@ -110,6 +111,57 @@ def test_cancel_and_strangers(tts: PiperTextToSpeech) -> None:
     with pytest.raises(EngineError, match="request 1 is already running"):
         tts.start(1, "Again.")
     tts.cancel(1)
+
+
+def test_a_phrase_is_cancelled_between_two_windows(tts: PiperTextToSpeech) -> None:
+    sentence = "She sells sea shells by the sea shore and the shells she sells are surely sea shells."
+    tts.start(1, sentence)
+    tts.start(2, sentence)
+    heard: dict[int, int] = {}
+    while len(heard) < 2:
+        for out in tts.step([1, 2]):
+            assert isinstance(out, SpeechOut)
+            assert not out.last
+            heard[out.request] = heard.get(out.request, 0) + out.audio.size
+    tts.cancel(1)
+    assert tts.running() == {2}
+    rest = speak(tts)
+    assert set(rest) == {2}
+    assert heard[1] / tts.sample_rate < 1.0 < seconds(tts, rest[2])
+
+
+def test_the_most_urgent_phrases_of_many_get_the_step(tts: PiperTextToSpeech) -> None:
+    text = "Here is a sentence of a certain length, which is spoken to many rooms."
+    urgency = [7 * request % 31 for request in range(1, 31)]
+    for request in urgency:
+        tts.start(request, text)
+    first = [out.request for out in tts.step(urgency)]
+    assert first == urgency[: len(first)]
+    assert 1 <= len(first) < len(urgency)
+    for request in urgency:
+        tts.cancel(request)
+
+
+def test_windows_of_many_rooms_are_what_piper_makes_of_each(tts: PiperTextToSpeech, voice_file: Path) -> None:
+    """Rooms side by side, noise off, against ``PiperVoice`` with its whole graph."""
+    voice = piper.PiperVoice.load(voice_file)
+    texts = ["Yes.", "How are you today?", "The sun is warm and the sky is blue, and I would like to go out."]
+    ids = [voice.phonemes_to_ids(voice.phonemize(text)[0]) for text in texts]
+    quiet = piper.SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0)
+    ours = tts._voice
+    assert ours is not None
+    sentences = []
+    for sentence in ours.encode([Order(each, noise=0.0) for each in ids]):
+        assert not isinstance(sentence, EngineError)
+        sentences.append(sentence)
+    spoken: list[list[NDArray[np.float32]]] = [[] for _ in sentences]
+    while going_on := [row for row, sentence in enumerate(sentences) if not sentence.finished]:
+        for row, block in zip(going_on, ours.decode([sentences[row] for row in going_on]), strict=True):
+            assert not isinstance(block, EngineError)
+            spoken[row].append(block)
+    for each, blocks in zip(ids, spoken, strict=True):
+        assert len(blocks) > 1
+        assert np.abs(np.concatenate(blocks) - voice.phoneme_ids_to_audio(each, quiet)).max() <= EXACT
 
 
 def test_a_very_long_sentence_is_several_blocks(tts: PiperTextToSpeech) -> None:
