@@ -13,6 +13,7 @@ torch modules, and windows of many rooms are one batch of a fixed shape.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import time
@@ -31,7 +32,7 @@ from inference.engines.piper_graph import CannotSplitError, Stage, VoiceParts, s
 FIRST_FRAMES: Final = 16
 """Frames in a sentence's first window: 0.19 s of audio, at 256 samples a frame and 22,050 Hz."""
 
-STEP_S: Final = 0.05
+STEP_S: Final = 0.04
 """What one step should take at most, so that the device is soon free for others."""
 
 EXACT: Final = 1e-4
@@ -136,14 +137,24 @@ def load_voice(model: Path, scales: Scales, options: EngineOptions, example: Seq
     """
     order = Order(example, noise=0.0)
     try:
-        return _load_split(model, scales, options, order)
+        loaded = _load_split(model, scales, options, order)
     except CannotSplitError as exc:
         _log.warning("the voice %s works a sentence at a time, so that audio comes late: %s", model.name, exc)
+    else:
+        _trim()
+        return loaded
     whole = WholeVoice(_session(str(model), options.threads), scales)
     (spoken,) = whole.decode(whole.encode([order]))
     if isinstance(spoken, EngineError):
         raise spoken
     return whole, spoken
+
+
+def _trim() -> None:
+    """Give back what the graphs took while they were cut: as much as the voice itself (glibc keeps it otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _load_split(model: Path, scales: Scales, options: EngineOptions, order: Order) -> tuple[Voice, Audio]:
@@ -178,6 +189,7 @@ def _session(model: str | bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # keeps the most that was ever needed, and is no faster
     options.log_severity_level = 4  # its errors are raised, too
     # Idle worker threads that spin take the cores from the other engines.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
