@@ -118,7 +118,7 @@ POWERS = (
     Power("llama.cpp", ("llama_cpp",), ("inference/engines/llm.py",), lazy=True),
     Power("chat templates", ("jinja2",), ("inference/engines/prompt.py",), lazy=True),
     Power("Piper", ("piper",), ("inference/engines/tts.py",), lazy=True),
-    Power("onnxruntime", ("onnxruntime",), ("inference/engines/piper_voice.py",), lazy=True),
+    Power("onnxruntime", ("onnxruntime",), ("inference/engines/piper_load.py",), lazy=True),
     Power("ONNX", ("onnx",), ("inference/engines/piper_graph.py", "inference/engines/piper_torch.py"), lazy=True),
     Power("Prometheus", ("prometheus_client",), ("host/metrics.py",)),
     Power("NVML", ("pynvml",), ("host/load.py",), lazy=True),

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.engines.base import Audio, EngineError, EngineOptions, SpeechFailed, SpeechOut
-from inference.engines.piper_voice import STEP_S, Order, Scales, Sentence, Voice, load_voice
+from inference.engines.piper_load import load_voice
+from inference.engines.piper_voice import STEP_S, Order, Scales, Sentence, Voice
 
 LONGEST_SENTENCE: Final = 240
 """Phonemes in one sentence: about 16 s of speech. Longer ones are cut between words.

@@ -32,7 +32,9 @@ from speech import DEFAULT_FOLDER, read_recordings
 from stock import StockTextToSpeech
 
 from inference.engines.base import Audio, EngineError, EngineOptions, SpeechOut
-from inference.engines.piper_voice import EXACT, Order, Scales, load_voice
+from inference.engines.piper_load import load_voice
+from inference.engines.piper_voice import Order, Scales
+from inference.engines.piper_windows import EXACT
 from inference.engines.tts import PiperTextToSpeech
 from inference.planner import Kind, Task, choose
 from models.catalog import resolve

@@ -17,7 +17,9 @@ from onnx import TensorProto, helper
 
 from inference.engines.base import Audio, EngineError, EngineOptions, SpeechOut
 from inference.engines.piper_graph import CannotSplitError, Stage, split, split_file
-from inference.engines.piper_voice import EXACT, FIRST_FRAMES, Order, Scales, SplitVoice, load_voice, split_voice
+from inference.engines.piper_load import load_voice, split_voice
+from inference.engines.piper_voice import Order, Scales
+from inference.engines.piper_windows import EXACT, FIRST_FRAMES, SplitVoice
 from inference.engines.tts import PiperTextToSpeech
 
 SYMBOLS = 60
