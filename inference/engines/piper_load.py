@@ -20,6 +20,9 @@ from inference.engines.piper_windows import RunningStage, SplitVoice, Values, Wi
 _GPU_WINDOW: Final = 64
 _GPU_ROWS: Final = (1, 2, 4, 8, 16)
 
+_ENCODER_TEAM: Final = 4
+"""Threads for one sentence: its layers are small, more would wait for each other."""
+
 _log = logging.getLogger("inference.tts")
 
 
@@ -68,7 +71,7 @@ def _load_split(model: Path, scales: Scales, options: EngineOptions, order: Orde
 
 def split_voice(parts: VoiceParts, scales: Scales, threads: int, torch_device: str = "") -> SplitVoice:
     """Run ``parts`` on ``threads`` CPU threads; with a ``torch_device`` all but the encoder runs there."""
-    encoder = _session(parts.encoder, 1)
+    encoder = _session(parts.encoder, min(threads, _ENCODER_TEAM))
     if torch_device:
         from inference.engines.piper_torch import TorchStage
 
