@@ -64,6 +64,7 @@ class _Slot:
 
     name: str
     memory: MemoryWatch
+    task: asyncio.Task[None] | None = None
     child: Child | None = None
     group: asyncio.TaskGroup | None = None
     job: RunningJob | None = None
@@ -82,6 +83,9 @@ class _Slot:
         elif self.child is not None:
             self.retired = True
             self.child.stop(reason, EXIT_GRACE_S)
+        elif self.task is not None:
+            # Its fork is asked for; should it come, there is nobody to talk to it, and it ends.
+            self.task.cancel()
 
     def discard(self) -> None:
         if self.child is not None:
@@ -257,7 +261,7 @@ class JobPool:
                 memory = MemoryWatch(self._options.job_memory_warn_mb, self._options.job_memory_limit_mb)
                 slot = _Slot(next(self._names), memory)
                 self._slots[slot.name] = slot
-                task = self._group.create_task(self._run_slot(slot), name=slot.name)
+                task = slot.task = self._group.create_task(self._run_slot(slot), name=slot.name)
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
             case Assign(process=name, job_id=job_id):

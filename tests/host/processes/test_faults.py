@@ -17,6 +17,7 @@ from tests.host.processes.conftest import (
     descendant,
     eventually,
     job_processes,
+    own_children,
     start,
 )
 
@@ -150,6 +151,20 @@ async def test_a_launch_while_the_fork_server_is_stuck_fails_in_time_with_a_reas
 
 
 # --- a child that is stuck ------------------------------------------------------------------------
+
+
+async def test_a_fork_that_never_comes_does_not_hold_the_end(options, updates, monkeypatch):
+    monkeypatch.setattr("host.forkserver_process._ANSWER_S", 1000.0)
+    monkeypatch.setattr("host.forkserver_process.EXIT_GRACE_S", 0.3)
+    async with Supervisor(options(num_idle_processes=0)) as supervisor:
+        os.kill(descendant("host.forkserver").pid, signal.SIGSTOP)
+        launching = asyncio.create_task(supervisor.launch(start("one"), on_update=updates))
+        await asyncio.sleep(0.1)
+        stopped_at = time.monotonic()
+    assert time.monotonic() - stopped_at < 10.0
+    with pytest.raises(HostError, match="the host is stopping"):
+        await launching
+    assert own_children() == []
 
 
 async def test_a_stopped_job_is_killed_after_the_ping_timeout(options, updates, caplog, seen):
