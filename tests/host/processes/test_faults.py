@@ -17,6 +17,7 @@ from tests.host.processes.conftest import (
     descendant,
     eventually,
     job_processes,
+    open_descriptors,
     own_children,
     start,
 )
@@ -153,12 +154,26 @@ async def test_a_launch_while_the_fork_server_is_stuck_fails_in_time_with_a_reas
 # --- a child that is stuck ------------------------------------------------------------------------
 
 
+async def test_a_fork_that_comes_in_the_moment_in_which_it_is_given_up(options):
+    before = open_descriptors()
+    async with Supervisor(options(num_idle_processes=0)) as supervisor:
+        fork_server = supervisor._fork_server.process
+        spawning = asyncio.create_task(fork_server.spawn("job-x"))
+        await eventually(lambda: fork_server._spawning)
+        fork_server._spawning[0].add_done_callback(lambda _: spawning.cancel())
+        await asyncio.wait([spawning])
+        assert spawning.cancelled()
+        await eventually(lambda: job_processes() == set())
+    assert open_descriptors() == before
+
+
 async def test_a_fork_that_never_comes_does_not_hold_the_end(options, updates, monkeypatch):
     monkeypatch.setattr("host.forkserver_process._ANSWER_S", 1000.0)
     monkeypatch.setattr("host.forkserver_process.EXIT_GRACE_S", 0.3)
     async with Supervisor(options(num_idle_processes=0)) as supervisor:
         os.kill(descendant("host.forkserver").pid, signal.SIGSTOP)
         launching = asyncio.create_task(supervisor.launch(start("one"), on_update=updates))
+        # The fork is asked for.
         await asyncio.sleep(0.1)
         stopped_at = time.monotonic()
     assert time.monotonic() - stopped_at < 10.0
