@@ -62,6 +62,15 @@ _LEFT_FOR_GOOD = frozenset(
 """Other reasons (a broken connection, the same identity joining again) leave time to come back."""
 
 
+def _is_worth_a_word(record: logging.LogRecord) -> bool:
+    """livekit gives a remote track's handle back itself, and again with its Python object: harmless, and a warning."""
+    return "Attempted to drop unknown FFI handle" not in record.getMessage()
+
+
+# Adding it twice would be adding it once.
+logging.getLogger("livekit").addFilter(_is_worth_a_word)
+
+
 @dataclass(frozen=True, slots=True)
 class _StateNote:
     state: AgentState
