@@ -13,7 +13,9 @@ from inference.engines.stt import (
     ends_in_loop,
     is_repetition,
     loud_seconds,
+    loudness,
     split_at_pauses,
+    spoken,
 )
 
 
@@ -68,5 +70,33 @@ def test_before_load_it_says_so() -> None:
 def test_pauses_are_not_loud() -> None:
     audio = np.zeros(10 * 16_000, np.float32)
     audio[32_000:80_000] = 0.3
-    assert loud_seconds(audio) == 3.0
-    assert loud_seconds(audio[:100]) == 0.0
+    assert loud_seconds(audio, loudness(audio)) == 3.0
+    assert loud_seconds(audio[:100], loudness(audio[:100])) == 0.0
+    assert loud_seconds(audio[80_000:], loudness(audio)) == 0.0
+
+
+ZERO = 1000
+"""The first timestamp token of a made-up vocabulary."""
+
+
+def at(seconds: float) -> int:
+    return ZERO + round(seconds / 0.02)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words", "end_s"),
+    [
+        ([], [], None),
+        ([at(0), 1, 2, at(2.4)], [1, 2], 2.4),
+        ([at(0), 1, at(1), at(1.5), 2, at(2.4), at(2.4)], [1, 2], 2.4),
+        ([at(0), 1, at(1), at(1), 2], [1, 2], None),
+        ([1, 2], [1, 2], None),
+        # The audio has 3 s: what is said to begin after it was made up.
+        ([at(0), 1, 2, at(2.4), at(3.2), 1, 2, at(5)], [1, 2], 2.4),
+        ([at(0), 1, at(3.4), at(3.4), 2], [1], 3.4),
+    ],
+)
+def test_sentences_have_a_beginning_and_an_end(tokens: list[int], words: list[int], end_s: float | None) -> None:
+    heard, end = spoken(tokens, ZERO, seconds=3.0)
+    assert heard == words
+    assert end == (None if end_s is None else pytest.approx(end_s))
