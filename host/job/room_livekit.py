@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -62,9 +63,23 @@ _LEFT_FOR_GOOD = frozenset(
 """Other reasons (a broken connection, the same identity joining again) leave time to come back."""
 
 
+_JSON_WEB_TOKEN = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+")
+
+
+def _without_tokens(text: str) -> str:
+    """A token opens a room to whoever reads it, so none is shown: the server quotes the one that it refuses."""
+    return _JSON_WEB_TOKEN.sub("(token)", text)
+
+
 def _is_worth_a_word(record: logging.LogRecord) -> bool:
-    """livekit gives a remote track's handle back itself, and again with its Python object: harmless, and a warning."""
-    return "Attempted to drop unknown FFI handle" not in record.getMessage()
+    """Takes tokens out of livekit's records, and one record away.
+
+    livekit gives a remote track's handle back itself, and again with its Python object: harmless, and a warning.
+    """
+    text = record.getMessage()
+    if "eyJ" in text:
+        record.msg, record.args = _without_tokens(text), ()
+    return "Attempted to drop unknown FFI handle" not in text
 
 
 # Adding it twice would be adding it once.
@@ -137,7 +152,9 @@ class LiveKitRoom:
         try:
             await room.connect(self._url, self._token, rtc.RoomOptions(auto_subscribe=False))
         except rtc.ConnectError as exc:
-            raise ConnectionError(f"cannot join room {self._name!r} at {self._url}: {exc.message}") from exc
+            raise ConnectionError(
+                f"cannot join room {self._name!r} at {self._url}: {_without_tokens(exc.message)}"
+            ) from None
         self._room = room
         self._closed = asyncio.get_running_loop().create_future()
         self._publisher = asyncio.create_task(self._publish_notes(), name="room-notes")

@@ -287,3 +287,19 @@ async def test_rooms_that_were_left_leave_nothing(livekit: LiveKitServer, room_n
         await visit(number)
     await until(lambda: held()[0] <= descriptors + 2 and held()[1] <= threads + 4, 15, "what six visits held")
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+async def test_a_refused_token_is_not_shown(
+    livekit: LiveKitServer, room_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The signature is of another token: the server quotes what it refuses.
+    head, _, _ = livekit.token(room_name, "agent", agent=True).rpartition(".")
+    _, _, signature = livekit.token("elsewhere", "agent", agent=True).rpartition(".")
+    token = f"{head}.{signature}"
+    room = LiveKitRoom(room_name, livekit.url, token)
+    with pytest.raises(ConnectionError, match="401") as refused:
+        await room.connect()
+    await room.leave()
+    assert "(token)" in str(refused.value)
+    shown = [str(refused.value), *(record.getMessage() for record in caplog.records)]
+    assert not [text for text in shown if token in text]
