@@ -15,7 +15,6 @@ class ServerJobs:
     def __init__(self, livekit: LiveKitServer) -> None:
         self._log = livekit.log
         self._read = 0
-        self._rooms: dict[str, str] = {}
         self._assigned: dict[str, list[str]] = {}
         self._endings: dict[str, list[tuple[str, str]]] = {}
         self._unserved: Counter[tuple[str, str]] = Counter()
@@ -34,10 +33,10 @@ class ServerJobs:
     def _note(self, record: dict[str, str]) -> None:
         message = record.get("msg", "")
         if message == "assigned job to worker":
-            self._rooms[record["jobID"]] = record["room"]
             self._assigned.setdefault(record["room"], []).append(record["jobID"])
-        elif message == "job ended" and (room := self._rooms.get(record["jobID"])) is not None:
-            self._endings.setdefault(room, []).append((record["status"], record["error"]))
+        elif message == "job ended":
+            # A job that ends at once has its end written down before its assignment.
+            self._endings.setdefault(record["jobID"], []).append((record["status"], record["error"]))
         elif message == "failed to send job request" and "agentName" in record:
             self._unserved[record["agentName"], record["jobType"]] += 1
 
@@ -47,7 +46,7 @@ class ServerJobs:
 
     def endings(self, room: str) -> list[tuple[str, str]]:
         """How the server recorded the ends of the room's jobs: status and error."""
-        return self.read()._endings.get(room, [])
+        return [ending for job_id in self.assigned(room) for ending in self._endings.get(job_id, [])]
 
     def unserved(self, agent_name: str, job_type: str = "JT_ROOM") -> int:
         """How many jobs for the agent the server found nobody for."""

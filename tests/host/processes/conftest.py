@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -108,6 +109,7 @@ class Seen(Observer):
         self.ready: list[tuple[str, float]] = []
         self.failed: list[str] = []
         self.killed: list[tuple[str, str]] = []
+        self.killed_at: list[float] = []
         self.pings: list[tuple[str, float]] = []
         self.launched: list[float] = []
         self.ended: list[str] = []
@@ -122,6 +124,7 @@ class Seen(Observer):
 
     def process_killed(self, kind: ProcessKind, why: KillReason) -> None:
         self.killed.append((kind, why))
+        self.killed_at.append(time.monotonic())
 
     def ping(self, kind: ProcessKind, seconds: float) -> None:
         self.pings.append((kind, seconds))

@@ -363,11 +363,9 @@ async def test_a_prewarm_that_hangs_is_killed_with_its_stacks_and_not_in_a_hot_l
         with pytest.raises(HostError, match=r"no job process was ready within 0.7 s"):
             await supervisor.launch(start("two"), on_update=updates)
         assert time.monotonic() - asked_at < 5.0
-        await eventually(lambda: len(seen.killed) == 2)
-        began = time.monotonic()
+        await eventually(lambda: len(seen.killed) >= 3)
         # The second failure: 1 s until the next try, and 0.7 s of it.
-        await eventually(lambda: len(seen.killed) == 3)
-        assert time.monotonic() - began > 1.6
+        assert seen.killed_at[2] - seen.killed_at[1] > 1.6
         fault.unlink()
         await eventually(lambda: supervisor.idle_processes == 1)
         assert (await (await supervisor.launch(start("three"), on_update=updates)).wait()).status == "success"
