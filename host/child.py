@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from host.lifecycle import Beat, ChildEvent, ChildState, Heartbeat, RateLimit, follow
-from host.observer import KillReason, NoObserver, Observer, ProcessKind
+from host.observer import KillReason, Observer, ProcessKind
 from host.process import Handle, ProcessInfo, describe_exit
 from inference.wire import supervision as s
 from inference.wire.connection import SUPERVISION, Role, State
@@ -55,7 +55,7 @@ class Watch:
     ping_timeout: float = 60.0
     high_ping_threshold: float = 0.5
     clock: Callable[[], float] = time.monotonic
-    observer: Observer = field(default_factory=NoObserver)
+    observer: Observer = field(default_factory=Observer)
     runtime_dir: str = ""
 
     def stacks_file(self, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal
 
 from inference.wire.supervision import InferenceReport, TurnReport
 
@@ -10,8 +10,11 @@ ProcessKind = Literal["inference", "forkserver", "job"]
 KillReason = Literal["ping", "memory", "initialize", "shutdown", "other"]
 
 
-class Observer(Protocol):
-    """Every method is called from the supervisor's event loop and returns at once. Times are in seconds."""
+class Observer:
+    """Counts nothing: whoever counts overrides what it wants to know.
+
+    Every method is called from the supervisor's event loop and returns at once. Times are in seconds.
+    """
 
     def process_ready(self, kind: ProcessKind, seconds: float) -> None:
         """A process came up; ``seconds`` from its start to READY."""
@@ -36,31 +39,3 @@ class Observer(Protocol):
 
     def inference_report(self, report: InferenceReport) -> None:
         """How the inference process does."""
-
-
-class NoObserver(Observer):
-    """Counts nothing."""
-
-    def process_ready(self, kind: ProcessKind, seconds: float) -> None:
-        """Nothing."""
-
-    def process_failed(self, kind: ProcessKind) -> None:
-        """Nothing."""
-
-    def process_killed(self, kind: ProcessKind, why: KillReason) -> None:
-        """Nothing."""
-
-    def ping(self, kind: ProcessKind, seconds: float) -> None:
-        """Nothing."""
-
-    def job_launched(self, seconds: float) -> None:
-        """Nothing."""
-
-    def job_ended(self, status: Literal["success", "failed"]) -> None:
-        """Nothing."""
-
-    def turn(self, report: TurnReport) -> None:
-        """Nothing."""
-
-    def inference_report(self, report: InferenceReport) -> None:
-        """Nothing."""

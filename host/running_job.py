@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from host.child import Child
-from host.observer import NoObserver, Observer
+from host.observer import Observer
 from inference.wire import supervision as s
 from inference.wire.tlv import Message
 
@@ -49,7 +49,7 @@ class RunningJob:
         self._grace_s = grace_s
         self._on_update = on_update
         self._on_turn = on_turn
-        self._observer = observer or NoObserver()
+        self._observer = observer or Observer()
         self._updates: asyncio.Queue[s.JobUpdate | None] = asyncio.Queue()
         self._final: s.JobUpdate | None = None
         self._shutdown = False

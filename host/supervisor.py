@@ -22,7 +22,7 @@ from host.errors import HostError
 from host.job_pool import Executor, JobPool
 from host.lifecycle import FairClock, RateLimit
 from host.memory import MemoryMeter
-from host.observer import NoObserver, Observer
+from host.observer import Observer
 from host.options import JobExecutorType
 from host.process import ProcessInfo as ProcessInfo
 from host.residents import ForkServer, Inference, Resident
@@ -75,7 +75,7 @@ class Supervisor:
             ping_timeout=options.ping_timeout,
             high_ping_threshold=options.high_ping_threshold,
             clock=lambda: self._clock.read(time.monotonic()),
-            observer=observer or NoObserver(),
+            observer=observer or Observer(),
             runtime_dir=options.runtime_dir,
         )
         self._group = asyncio.TaskGroup()
