@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from host.config import Config, worker_options
-from host.errors import ConfigError
 from host.flags import (
     ApiKeyOption,
     ApiSecretOption,
@@ -138,14 +137,6 @@ def serve(
 
 def serve_worker(options: WorkerOptions, settings: Config) -> None:
     """Serve until a signal ends it. Raises a ``HostError``."""
-    for value, name in (
-        (options.ws_url or settings.worker.ws_url, "LIVEKIT_URL (or --url)"),
-        (options.api_key or settings.worker.api_key, "LIVEKIT_API_KEY (or --api-key)"),
-        (options.api_secret or settings.worker.api_secret, "LIVEKIT_API_SECRET (or --api-secret)"),
-    ):
-        if not value:
-            raise ConfigError(f"{name} is not set: it says which LiveKit server to serve")
-
     from host.worker import Worker
 
     worker = Worker(options, settings)

@@ -248,13 +248,13 @@ class Worker:
         from host.dispatch import Dispatch, DispatchOptions
 
         options = self._options
-        for value, variable in (
-            (options.ws_url, "LIVEKIT_URL"),
-            (options.api_key, "LIVEKIT_API_KEY"),
-            (options.api_secret, "LIVEKIT_API_SECRET"),
+        for value, variable, flag in (
+            (options.ws_url, "LIVEKIT_URL", "--url"),
+            (options.api_key, "LIVEKIT_API_KEY", "--api-key"),
+            (options.api_secret, "LIVEKIT_API_SECRET", "--api-secret"),
         ):
             if not value:
-                raise ConfigError(f"{variable} is not set: it says which LiveKit server to serve")
+                raise ConfigError(f"{variable} is not set, nor is {flag}: it says which LiveKit server to serve")
         dispatch_options = DispatchOptions(
             ws_url=options.ws_url,
             api_key=options.api_key,
