@@ -333,11 +333,16 @@ class InferenceRoom:
         """Voice activity as it is detected. Raises ``InferenceUnavailableError`` when the process goes away."""
         return self._client._voice_events()
 
-    async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> m.Transcript:
-        """What was said from ``start`` to ``end`` (up clock). Cancelling the await cancels the request."""
+    async def transcribe(
+        self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
+    ) -> m.Transcript:
+        """What was said from ``start`` to ``end`` (up clock). Cancelling the await cancels the request.
+
+        ``speculative``: the caller may go on; ``partial``: the caller is still speaking.
+        """
         client = self._client
         number = client._next()
-        replies = client._ask(m.Transcribe(number, start, end, language, speculative))
+        replies = client._ask(m.Transcribe(number, start, end, language, speculative, partial))
         try:
             reply = await client._reply(replies)
         except asyncio.CancelledError:
@@ -358,10 +363,28 @@ class InferenceRoom:
         repeat_penalty: float = 1.0,
         seed: int = -1,
         stop: tuple[str, ...] = (),
+        speculative: bool = False,
+        grammar: str = "",
+        json_schema: str = "",
     ) -> Generation:
-        """Answer the conversation. The request is on its way when this returns; iterate for the text."""
+        """Answer the conversation. The request is on its way when this returns; iterate for the text.
+
+        The settings are those of ``Generate``; ``max_tokens`` 0 only brings the conversation into the KV cache.
+        """
         number = self._client._next()
-        ask = m.Generate(number, tuple(messages), max_tokens, temperature, top_p, repeat_penalty, seed, stop)
+        ask = m.Generate(
+            number,
+            tuple(messages),
+            max_tokens,
+            temperature,
+            top_p,
+            repeat_penalty,
+            seed,
+            stop,
+            speculative,
+            grammar,
+            json_schema,
+        )
         return Generation(self._client, number, self._client._ask(ask))
 
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> Phrase:

@@ -120,6 +120,18 @@ def test_a_slot_keeps_what_its_next_prompt_shares() -> None:
     assert last.cached_tokens == 0
 
 
+def test_with_no_tokens_to_write_the_prompt_is_only_cached() -> None:
+    llm = FakeLanguageModel()
+    llm.load(NOWHERE, OPTIONS)
+    history = [Message("user", "hello there")]
+    llm.start(1, 0, history, Sampling(max_tokens=0))
+    assert generate(llm)[1] == [TokensOut(1, "", "length", 3, 0, 0)]
+    llm.start(2, 0, history, Sampling())
+    assert generate(llm)[2][-1] == TokensOut(2, " there", "stop", 3, 2, 4)
+    with pytest.raises(EngineError, match="max_tokens is -1"):
+        llm.start(1, 0, history, Sampling(max_tokens=-1))
+
+
 def test_long_prompts_take_several_steps_and_urgent_ones_go_alone() -> None:
     llm = FakeLanguageModel(prefill_chunk=4)
     llm.load(NOWHERE, OPTIONS)

@@ -87,7 +87,7 @@ GOLDEN: list[tuple[Message, str]] = [
     # nested structs, repeated; repeated text; an empty text; a negative int
     (
         m.Generate(1, (m.ChatMessage("user", "hi"), m.ChatMessage("assistant", "")), stop=("a", "")),
-        "5246 01 00 2800 94000000"
+        "5246 01 00 2800 a7000000"
         "0100 08000000 0100000000000000"
         "0200 12000000 0100 04000000 75736572 0200 02000000 6869"
         "0200 15000000 0100 09000000 617373697374616e74 0200 00000000"
@@ -97,7 +97,8 @@ GOLDEN: list[tuple[Message, str]] = [
         "0600 08000000 000000000000f03f"
         "0700 08000000 ffffffffffffffff"
         "0800 01000000 61"
-        "0800 00000000",
+        "0800 00000000"
+        "0900 01000000 00 0a00 00000000 0b00 00000000",
     ),
     (
         m.RequestFailed(9, "cancelled", ""),
