@@ -16,6 +16,8 @@ from inference.engines.base import (
     SpeechToTextEngine,
     TextToSpeechEngine,
     TokensOut,
+    Transcription,
+    TranscriptOut,
     Utterance,
     VoiceActivityEngine,
 )
@@ -91,6 +93,29 @@ def test_speech_to_text_says_how_long_it_heard_someone() -> None:
     assert (second.text, second.language) == ("half a second", "de")
     assert silent.text == ""
     assert isinstance(bad, EngineError)
+
+
+def test_speech_to_text_encodes_one_and_decodes_all() -> None:
+    stt = FakeSpeechToText()
+    tone = np.full(16_000, 0.1, np.float32)
+    for request in (1, 2, 3):
+        stt.start(request, Utterance(tone))
+    with pytest.raises(EngineError, match="already running"):
+        stt.start(1, Utterance(tone))
+    with pytest.raises(EngineError, match="bad audio"):
+        stt.start(4, Utterance(np.full(10, np.nan, np.float32)))
+    assert stt.step([2, 1, 3]) == []
+    assert [stt.next_step(request) for request in (1, 2, 3)] == ["encode", "decode", "encode"]
+    with pytest.raises(EngineError, match="same next step"):
+        stt.step([1, 2])
+    stt.step([1])
+    stt.cancel(3)
+    stt.cancel(9)
+    said = Transcription("heard 1000 ms", "en", -0.1, 0.0)
+    assert stt.step([9, 1, 2]) == [TranscriptOut(1, said), TranscriptOut(2, said)]
+    assert not stt.running()
+    with pytest.raises(EngineError, match="no request 1"):
+        stt.next_step(1)
 
 
 def test_the_language_model_answers_one_word_a_step() -> None:
