@@ -158,6 +158,10 @@ class FakeGeneration:
     def fail(self, error: InferenceError) -> None:
         self._pieces.put_nowait(error)
 
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.fail(RequestFailedError("cancelled", "cancelled by the job"))
+
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
             while (piece := await self._pieces.get()) is not None:
@@ -183,7 +187,9 @@ class FakeInference:
         self.deaf_from: int | None = None
         self.voice: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self.transcriptions: list[tuple[int, int, bool, asyncio.Future[Transcript]]] = []
+        self.partials: list[tuple[int, int, asyncio.Future[Transcript]]] = []
         self.generations: list[FakeGeneration] = []
+        self.prefills: list[FakeGeneration] = []
         self.phrases: list[FakePhrase] = []
         self.hold = False
         self.written = 0
@@ -210,7 +216,10 @@ class FakeInference:
         for *_, result in self.transcriptions:
             if not result.done():
                 result.set_exception(error)
-        for generation in self.generations:
+        for *_, result in self.partials:
+            if not result.done():
+                result.set_exception(error)
+        for generation in (*self.generations, *self.prefills):
             generation.fail(error)
         for phrase in self.phrases:
             phrase.fail(error)
@@ -242,16 +251,25 @@ class FakeInference:
                 raise event
             yield event
 
-    async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> Transcript:
+    async def transcribe(
+        self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
+    ) -> Transcript:
         self._check()
         result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
+        if partial:
+            self.partials.append((start, end, result))
+            return await result
         self.transcriptions.append((start, end, speculative, result))
         return await result
 
-    def generate(self, messages: Sequence[ChatMessage], *, max_tokens: int, **_: float) -> FakeGeneration:
+    def generate(
+        self, messages: Sequence[ChatMessage], *, max_tokens: int, speculative: bool = False, **_: float
+    ) -> FakeGeneration:
         self._check()
-        self.generations.append(FakeGeneration(messages, max_tokens))
-        return self.generations[-1]
+        generation = FakeGeneration(messages, max_tokens)
+        assert speculative == (max_tokens == 0)
+        (self.prefills if speculative else self.generations).append(generation)
+        return generation
 
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> FakePhrase:
         self._check()
