@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from host.job.abbreviations import OPENERS
 from host.job.spoken import Boundary, Word, WordReader, is_sayable
 
 _ROUNDING = 1e-6
+_NEXT = Word(" next", "next")
+"""Stands for a word that may not be whole yet: where a phrase is cut must not depend on it."""
 _MIN_CLAUSE = 12
 """A first clause shorter than this is over before the next phrase can be there."""
 _GLUED = tuple(",.;:!?…")
@@ -101,18 +103,28 @@ class PhraseCutter:
                     continue
                 # It was written further: what is left of it is a word of its own.
                 word = replace(word, shown=word.shown[said:])
-            waiting = deque([word])
-            while waiting:
-                word = waiting.popleft()
-                if (end := self._cut_before(word)) is not None:
-                    later = self._words[end:]
-                    phrases.append(self._take(end))
-                    waiting.extendleft(reversed([*later, word]))
-                    continue
-                self._append(word)
-                if self._ends_with(word):
-                    phrases.append(self._take(len(self._words)))
+            self._add([word], phrases)
+        if self._before <= 0 and self._words and (begun := self._reader.begun()) is not None:
+            # A word that is too long already need not be waited for.
+            while (end := self._cut_before(begun)) is not None:
+                later = self._words[end:]
+                phrases.append(self._take(end))
+                self._add(later, phrases)
         return phrases
+
+    def _add(self, words: Iterable[Word], phrases: list[SpeakablePhrase]) -> None:
+        """Take ``words``, and add what they make whole to ``phrases``."""
+        waiting = deque(words)
+        while waiting:
+            word = waiting.popleft()
+            if (end := self._cut_before(word)) is not None:
+                later = self._words[end:]
+                phrases.append(self._take(end))
+                waiting.extendleft(reversed([*later, word]))
+                continue
+            self._append(word)
+            if self._ends_with(word):
+                phrases.append(self._take(len(self._words)))
 
     def _append(self, word: Word) -> None:
         if word.is_punctuation and (self._length > self._limit() or not self._is_sayable()):
@@ -148,16 +160,23 @@ class PhraseCutter:
             return None
         limit = self._limit()
         if self._length + (self._gap or word.is_apart) + speech_length(word.spoken) > limit:
-            return self._best_cut(word, limit)
-        if not self._first or 2 * self._length < limit or word.spoken.lower() not in OPENERS:
+            return self._best_cut(limit)
+        if (
+            not self._first
+            or 2 * self._length < limit
+            or word.boundary is Boundary.UNKNOWN
+            or word.spoken.lower() not in OPENERS
+        ):
             return None
         return len(self._words) if self._words[-1].boundary >= Boundary.WORD and self._is_sayable() else None
 
-    def _best_cut(self, word: Word, limit: int) -> int | None:
+    def _best_cut(self, limit: int) -> int | None:
         """After a clause, before a conjunction, between words: where it is not much too early, as late as possible."""
         best: tuple[int, int] | None = None
         length, sayable = 0, False
-        for n, ((ends, gap), follows) in enumerate(zip(_spaced(self._words), [*self._words[1:], word], strict=True), 1):
+        for n, ((ends, gap), follows) in enumerate(
+            zip(_spaced(self._words), [*self._words[1:], _NEXT], strict=True), 1
+        ):
             if ends.spoken:
                 length += gap + speech_length(ends.spoken)
                 sayable = sayable or is_sayable(ends.spoken)

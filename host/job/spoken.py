@@ -24,8 +24,9 @@ _MAX_HIDDEN_WORDS = 12
 
 
 class Boundary(enum.IntEnum):
-    """What ends with a word. INSIDE: nothing; a name, number or the like goes on."""
+    """What ends with a word. INSIDE: nothing; a name, number or the like goes on. UNKNOWN: it has not ended."""
 
+    UNKNOWN = -1
     INSIDE = 0
     WORD = 1
     CLAUSE = 2
@@ -168,6 +169,15 @@ class WordReader:
         self._line = replace(self._line, last=stop)
         return Word("", stop, Boundary.SENTENCE)
 
+    def begun(self) -> Word | None:
+        """The beginning of the next word where it is sure to be said as it stands; nothing is known of its end."""
+        if self._ended or self._line.info or self._line.hidden or self._line.start:
+            return None
+        found = _BEGUN.fullmatch(self._text, self._at)
+        if found is None or _ADDRESS.match(found.group(2)):
+            return None
+        return Word(found.group(), found.group(2), Boundary.UNKNOWN)
+
     def _word_end(self) -> int:
         text = self._text
         found = _SPACES.match(text, self._at)
@@ -267,6 +277,9 @@ _OPENING = re.compile(r"[^\S\n]*(?:[\"'“‘«„‚(\[*_`~]+[^\S\n]*)*")
 _CLOSING = re.compile(r"[\"'”’»“)\]}」』）】》〉*_`~]+")
 _NEXT_WORD = re.compile(r"\S+")
 _WORD = re.compile(rf"\S{{1,{MAX_WORD + 1}}}")
+_BEGUN = re.compile(r"([^\S\n]*)([A-Za-z]+)")
+_ADDRESS = re.compile(r"(?i)h(?:t(?:t(?:p|$)|$)|$)|w(?:w(?:w|$)|$)|m(?:a(?:i(?:l(?:t(?:o|$)|$)|$)|$)|$)")
+"""What may begin an address, of which not all is said."""
 _END = re.compile(r"([.!?…]+|[。！？．｡؟۔।॥።។…]+)([\"'”’»“)\]}」』）】》〉]*)$")
 _CLAUSE_END = re.compile(r"(?:[,;:،؛，、；：]|[—–])[\"'”’»“)\]}」』）】》〉]*$")
 _NAME = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*$")

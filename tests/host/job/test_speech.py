@@ -222,7 +222,7 @@ languages = st.sampled_from(["", "en", "de"])
 
 
 @given(writing, limits, languages, st.lists(st.integers(1, 40), min_size=1, max_size=8))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_how_the_text_arrives_makes_no_difference(
     text: str, limits: tuple[int, int], language: str, steps: list[int]
 ) -> None:
@@ -276,7 +276,11 @@ def test_every_letter_of_plain_text_is_said(text: str, limits: tuple[int, int]) 
 def test_no_phrase_is_longer_than_it_may_be_unless_it_is_one_word(text: str, limits: tuple[int, int]) -> None:
     for n, phrase in enumerate(phrases_of([text], *limits)):
         limit = limits[0] if n == 0 else max(limits)
-        assert speech_length(phrase.spoken) <= limit or sum(is_sayable(word.spoken) for word in phrase.words) == 1
+        # The marks behind it, which nobody hears, may be one word more.
+        assert (
+            speech_length(phrase.spoken.rstrip(" ,;'")) <= limit
+            or sum(is_sayable(word.spoken) for word in phrase.words) == 1
+        )
 
 
 @given(writing, st.lists(st.floats(0, 1), max_size=5).map(sorted))
