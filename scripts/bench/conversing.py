@@ -61,7 +61,7 @@ def private_parts_mb(pid: int) -> dict[str, float]:
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             path = line.split(maxsplit=5)[5:]
-            name = Path(path[0]).name if path else "anonymous"
+            name = Path(path[0]).name.strip("[]") if path else "anonymous"
         elif line.startswith(("Private_Clean:", "Private_Dirty:")):
             parts[name] += int(line.split()[1]) * 1024
     return {name: size / 1e6 for name, size in parts.most_common(6)}
