@@ -50,7 +50,9 @@ USAGE_S = 10.0
 """Time constant of forgetting device time, in seconds: about one turn of conversation."""
 CONVERSES_S = 15.0
 """A room that has asked for something within this time converses."""
-GREEDY = 2.0
+MODEST_S = 1.0
+"""What a room may have had at any rate, within its share."""
+GREEDY = 1.5
 """How many times the others' median of device time a room has within its share, whatever their number."""
 LONG_S = 0.05
 """Work that takes longer than this is in the way of whoever asks next."""
@@ -238,14 +240,13 @@ class Planner:
 
     def share(self, room: int, now: float) -> float:
         """Device seconds up to which ``room`` is within its share; infinite while nobody else converses."""
-        others = sorted(
-            state.usage(now)
-            for number, state in self._rooms.items()
-            if number != room and now - state.asked_at < CONVERSES_S
-        )
-        if not others:
-            return math.inf
-        return max(USAGE_S / (len(others) + 1), GREEDY * others[len(others) // 2])
+        typical = self._typical(room, now)
+        return math.inf if typical is None else max(MODEST_S, GREEDY * typical)
+
+    def excess(self, room: int, now: float) -> float:
+        """Device seconds that a room has had beyond what is usual among those that converse; 0 for a room alone."""
+        usage, typical = self.usage(room, now), self._typical(room, now)
+        return 0.0 if typical is None else max(0.0, usage - max(MODEST_S / 2, typical))
 
     def decide(self, now: float, tasks: Sequence[Task]) -> Decision:
         """The next quantum; ``Hold`` to wait although there is work; None when there is none."""
@@ -263,6 +264,15 @@ class Planner:
         return held
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _typical(self, but: int, now: float) -> float | None:
+        """The median of what the other rooms have had; None while no other one converses."""
+        others = sorted(
+            state.usage(now)
+            for room, state in self._rooms.items()
+            if room != but and now - state.asked_at < CONVERSES_S
+        )
+        return others[len(others) // 2] if others else None
 
     def _room(self, room: int) -> _Room:
         return self._rooms.setdefault(room, _Room())
@@ -316,7 +326,8 @@ class _Field:
         self._costs = planner.costs
         self._now = now
         self._over: dict[int, bool] = {}
-        self._deadlines = {task.request: task.deadline(now) for task in tasks}
+        self._excess: dict[int, float] = {}
+        self._deadlines = {task.request: self._deadline(task) for task in tasks}
         self._tiers = {task.request: self._tier(task) for task in tasks}
         self._ordered = sorted(tasks, key=self._order)
         # Only a room's most urgent transcription is urgent; what it has piled up behind that waits its turn.
@@ -354,6 +365,14 @@ class _Field:
             self._costs.predict(first.stage, size),
             self._why(first),
         )
+
+    def _deadline(self, task: Task) -> float:
+        """A room that has had much gets no older by waiting, and its deadlines lie later."""
+        deadline = task.deadline(self._now)
+        excess = self._excess.get(task.room)
+        if excess is None:
+            excess = self._excess[task.room] = self._planner.excess(task.room, self._now)
+        return max(deadline, self._now) + excess if excess else deadline
 
     def _tier(self, task: Task) -> _Tier:
         if task.can_wait():
