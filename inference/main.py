@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from inference.costs import CostTable
 from inference.device import NoDeviceError, choose_device
 from inference.engines.base import (
     SAMPLE_RATE,
@@ -31,9 +32,12 @@ from inference.engines.base import (
     TokensOut,
     Utterance,
 )
-from inference.runner import DeviceLane, Engines, VadLane
+from inference.measuring import measure
+from inference.runner import DeviceLane, Engines
 from inference.server import InferenceServer
 from inference.supervised import Supervisor, prepare_process, write_stacks_to
+from inference.trace import Trace
+from inference.vad_lane import VadLane
 from inference.wire import messages as m
 from inference.wire import supervision as s
 
@@ -82,8 +86,11 @@ def load(engines: Engines, settings: s.InitializeInference, options: EngineOptio
     engines.tts.load(Path(settings.tts_path), options)
 
 
-def warm_up(engines: Engines) -> str:
-    """One sentence spoken, heard, transcribed and answered. Returns the transcript; raises ``WarmUpError``."""
+def warm_up(engines: Engines, max_rooms: int) -> tuple[str, CostTable]:
+    """One sentence spoken, heard, transcribed and answered, and then what it costs for several rooms at once.
+
+    Returns the transcript and the costs; raises ``WarmUpError``.
+    """
     speech = _speak(engines)
     _listen(engines, speech)
     transcription = engines.stt.transcribe([Utterance(speech, "en")])[0]
@@ -92,7 +99,7 @@ def warm_up(engines: Engines) -> str:
     if not transcription.text:
         raise WarmUpError("speech to text heard no words in the voice's own sentence")
     _answer(engines)
-    return transcription.text
+    return transcription.text, measure(engines, speech, max_rooms)
 
 
 def _speak(engines: Engines) -> Audio:
@@ -152,15 +159,17 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         engines = make_engines(settings.engines)
         await asyncio.to_thread(load, engines, settings, options, say)
         say("warming up")
-        heard = await asyncio.to_thread(warm_up, engines)
+        heard, costs = await asyncio.to_thread(warm_up, engines, settings.max_rooms)
     except (EngineError, WarmUpError) as exc:
         return await _fail(supervisor, str(exc), EXIT_FAILED)
     except Exception as exc:
         logger.exception("start-up failed")
         return await _fail(supervisor, f"{type(exc).__name__}: {exc}", EXIT_FAILED)
-    logger.debug("warm-up heard %r", heard)
+    logger.debug("warm-up heard %r; %r", heard, costs)
 
-    device_lane, vad_lane = DeviceLane(engines), VadLane(engines.vad)
+    trace = _trace(settings.trace_file)
+    device_lane = DeviceLane(engines, costs, trace)
+    vad_lane = VadLane(engines.vad, device_lane.paused, trace)
     welcome = m.Welcome(
         version=m.PROTOCOL_VERSION,
         device=device,
@@ -196,8 +205,20 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         await asyncio.wait(working)
         vad_lane.stop()
         device_lane.stop()
+        if trace is not None:
+            trace.close()
         supervisor.send(s.Exiting(supervisor.reason))
         await supervisor.drain()
+
+
+def _trace(path: str) -> Trace | None:
+    if not path:
+        return None
+    try:
+        return Trace(Path(path))
+    except OSError as exc:
+        logger.warning("there is no trace: %s: %s", path, exc)
+        return None
 
 
 async def _report(supervisor: Supervisor, server: InferenceServer, lane: DeviceLane, welcome: m.Welcome) -> None:

@@ -52,8 +52,10 @@ CONVERSES_S = 15.0
 """A room that has asked for something within this time converses."""
 MODEST_S = 1.0
 """What a room may have had at any rate, within its share."""
-GREEDY = 1.5
-"""How many times the others' median of device time a room has within its share, whatever their number."""
+GREEDY = 1.25
+"""How many times the others' median of device time a room may have had within its share."""
+EXCESS_WEIGHT = 3.0
+"""By how many seconds a room's deadlines lie later for each second that it has had beyond the median."""
 LONG_S = 0.05
 """Work that takes longer than this is in the way of whoever asks next."""
 HOLD_S = 0.006
@@ -372,7 +374,7 @@ class _Field:
         excess = self._excess.get(task.room)
         if excess is None:
             excess = self._excess[task.room] = self._planner.excess(task.room, self._now)
-        return max(deadline, self._now) + excess if excess else deadline
+        return max(deadline, self._now) + EXCESS_WEIGHT * excess if excess else deadline
 
     def _tier(self, task: Task) -> _Tier:
         if task.can_wait():
