@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inference.costs import CostTable, Stage
@@ -63,6 +63,8 @@ HOLD_S = 0.006
 BETWEEN_STAGES_S = 0.02
 """How long work that can wait waits for a room whose job is about to ask for the next stage of its turn."""
 
+_PATIENCE = 0.05
+"""How old a request can get, in seconds, times the seconds that its room has had beyond the median."""
 _FIRST_SPEECH_S = 0.02
 _GOING_ON_S = 0.05
 _TURN_S = 0.1
@@ -173,8 +175,8 @@ class Quantum:
 class Hold:
     """Run nothing before ``until``, unless something is asked for before.
 
-    Never while anything may run that is not held itself; ``TOGETHER`` and ``MID_TURN`` at most ``HOLD_S`` and
-    ``BETWEEN_STAGES_S`` after the request that was expected was announced.
+    Never while anything may run that is not held itself. ``TOGETHER`` ends ``HOLD_S`` after the transcription that
+    waits was asked for, at the latest, and ``MID_TURN`` ``BETWEEN_STAGES_S`` after another room was last expected.
     """
 
     until: float
@@ -242,19 +244,13 @@ class Planner:
 
     def share(self, room: int, now: float) -> float:
         """Device seconds up to which ``room`` is within its share; infinite while nobody else converses."""
-        typical = self._typical(room, now)
-        return math.inf if typical is None else max(MODEST_S, GREEDY * typical)
-
-    def excess(self, room: int, now: float) -> float:
-        """Device seconds that a room has had beyond what is usual among those that converse; 0 for a room alone."""
-        usage, typical = self.usage(room, now), self._typical(room, now)
-        return 0.0 if typical is None else max(0.0, usage - max(MODEST_S / 2, typical))
+        return _Standing(self._rooms, now).share(room)
 
     def decide(self, now: float, tasks: Sequence[Task]) -> Decision:
         """The next quantum; ``Hold`` to wait although there is work; None when there is none."""
         if not tasks:
             return None
-        field = _Field(self, now, tasks)
+        field = _Field(self.costs, _Standing(self._rooms, now), now, tasks)
         held: Hold | None = None
         for first in field.candidates:
             quantum = field.batch(first, self._max_utterances)
@@ -267,29 +263,21 @@ class Planner:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _typical(self, but: int, now: float) -> float | None:
-        """The median of what the other rooms have had; None while no other one converses."""
-        others = sorted(
-            state.usage(now)
-            for room, state in self._rooms.items()
-            if room != but and now - state.asked_at < CONVERSES_S
-        )
-        return others[len(others) // 2] if others else None
-
     def _room(self, room: int) -> _Room:
         return self._rooms.setdefault(room, _Room())
 
     def _hold(self, now: float, field: _Field, first: Task, quantum: Quantum) -> Hold | None:
-        if quantum.why is Why.OVER_SHARE and quantum.cost_s > LONG_S:
+        is_long = self.costs.predict(first.stage, first.work) > LONG_S
+        if quantum.why is Why.OVER_SHARE and is_long:
             # When it will have been forgotten far enough, if nothing else changes.
-            over = self.usage(first.room, now) / self.share(first.room, now)
+            over = field.standing.usage(first.room) / field.standing.share(first.room)
             return Hold(now + min(1.0, max(0.001, USAGE_S * math.log(over))), Why.UNSHARED, first.request)
-        if quantum.why is not Why.DEADLINE and quantum.cost_s > LONG_S:
+        if quantum.why is not Why.DEADLINE and is_long:
             until = self._expected_until(now, BETWEEN_STAGES_S, field, first.room)
             if until > now:
                 return Hold(until, Why.MID_TURN, first.request)
         if first.stage is Stage.TRANSCRIBE and len(quantum.requests) < self._max_utterances:
-            until = self._expected_until(now, HOLD_S, field, first.room, Kind.STT)
+            until = min(first.since + HOLD_S, self._expected_until(now, HOLD_S, field, first.room, Kind.STT))
             alone = self.costs.predict(Stage.TRANSCRIBE, 1)
             joined = self.costs.predict(Stage.TRANSCRIBE, quantum.size + 1) - quantum.cost_s
             if until > now and alone - joined > HOLD_S:
@@ -308,10 +296,49 @@ class Planner:
                 and room != but
                 and (kind is None or state.expected is kind)
                 and now < state.expected_at + patience_s
-                and not field.is_over_share(room)
+                and not field.standing.is_over_share(room)
             ),
             default=-math.inf,
         )
+
+
+class _Standing:
+    """What the rooms have had, at one moment."""
+
+    def __init__(self, rooms: Mapping[int, _Room], now: float) -> None:
+        self._usage = {room: state.usage(now) for room, state in rooms.items()}
+        conversing = sorted(
+            (self._usage[room], room) for room, state in rooms.items() if now - state.asked_at < CONVERSES_S
+        )
+        self._sorted = [usage for usage, _ in conversing]
+        self._place = {room: place for place, (_, room) in enumerate(conversing)}
+
+    def usage(self, room: int) -> float:
+        """Device seconds, as far as they are not forgotten."""
+        return self._usage.get(room, 0.0)
+
+    def share(self, room: int) -> float:
+        """Beyond which a room is over its share; infinite for one alone."""
+        typical = self._typical(room)
+        return math.inf if typical is None else max(MODEST_S, GREEDY * typical)
+
+    def is_over_share(self, room: int) -> bool:
+        """Whether a room has had more than its share."""
+        return self.usage(room) > self.share(room)
+
+    def excess(self, room: int) -> float:
+        """Device seconds that a room has had beyond what is usual among those that converse; 0 for one alone."""
+        typical = self._typical(room)
+        return 0.0 if typical is None else max(0.0, self.usage(room) - max(MODEST_S / 2, typical))
+
+    def _typical(self, but: int) -> float | None:
+        """The (lower) median of what the other rooms have had; None while no other one converses."""
+        place = self._place.get(but, len(self._sorted))
+        others = len(self._sorted) - (but in self._place)
+        if others == 0:
+            return None
+        middle = (others - 1) // 2
+        return self._sorted[middle if middle < place else middle + 1]
 
 
 class _Tier(enum.IntEnum):
@@ -323,31 +350,23 @@ class _Tier(enum.IntEnum):
 class _Field:
     """The tasks of one moment, in order."""
 
-    def __init__(self, planner: Planner, now: float, tasks: Sequence[Task]) -> None:
-        self._planner = planner
-        self._costs = planner.costs
+    def __init__(self, costs: CostTable, standing: _Standing, now: float, tasks: Sequence[Task]) -> None:
+        self._costs = costs
+        self.standing = standing
         self._now = now
-        self._over: dict[int, bool] = {}
-        self._excess: dict[int, float] = {}
         self._deadlines = {task.request: self._deadline(task) for task in tasks}
         self._tiers = {task.request: self._tier(task) for task in tasks}
         self._ordered = sorted(tasks, key=self._order)
         # Only a room's most urgent transcription is urgent; what it has piled up behind that waits its turn.
         self._heads: set[int] = set()
+        self._most_urgent: dict[int, Task] = {}
         seen: set[tuple[int, Stage]] = set()
         for task in self._ordered:
+            self._most_urgent.setdefault(task.room, task)
             if (task.room, task.stage) not in seen:
                 seen.add((task.room, task.stage))
                 self._heads.add(task.request)
         self.candidates = self._candidates()
-
-    def is_over_share(self, room: int) -> bool:
-        """Whether a room has had more than its share."""
-        over = self._over.get(room)
-        if over is None:
-            usage = self._planner.usage(room, self._now)
-            over = self._over[room] = usage > 0 and usage > self._planner.share(room, self._now)
-        return over
 
     def batch(self, first: Task, max_utterances: int) -> Quantum:
         """``first`` and whoever had better come along."""
@@ -369,17 +388,17 @@ class _Field:
         )
 
     def _deadline(self, task: Task) -> float:
-        """A room that has had much gets no older by waiting, and its deadlines lie later."""
+        """The more a room has had, the later its deadlines lie, and the less it gets older by waiting."""
         deadline = task.deadline(self._now)
-        excess = self._excess.get(task.room)
-        if excess is None:
-            excess = self._excess[task.room] = self._planner.excess(task.room, self._now)
-        return max(deadline, self._now) + EXCESS_WEIGHT * excess if excess else deadline
+        excess = self.standing.excess(task.room)
+        if not excess:
+            return deadline
+        return max(deadline, self._now - _PATIENCE / excess) + EXCESS_WEIGHT * excess
 
     def _tier(self, task: Task) -> _Tier:
         if task.can_wait():
             return _Tier.AHEAD
-        return _Tier.OVER_SHARE if self.is_over_share(task.room) else _Tier.FAIR
+        return _Tier.OVER_SHARE if self.standing.is_over_share(task.room) else _Tier.FAIR
 
     def _order(self, task: Task) -> tuple[int, float, int]:
         return self._tiers[task.request], self._deadlines[task.request], task.request
@@ -388,9 +407,9 @@ class _Field:
         """One first task for each quantum that could run, best first. A guess that would make others late is none."""
         found: list[Task] = []
         put_off: list[Task] = []
-        seen: set[tuple[Stage, bool]] = set()
+        seen: set[tuple[Stage, bool, _Tier]] = set()
         for task in self._ordered:
-            kind = task.stage, task.is_guess(self._now)
+            kind = task.stage, task.is_guess(self._now), self._tiers[task.request]
             if task.request not in self._heads or kind in seen:
                 continue
             seen.add(kind)
@@ -411,8 +430,15 @@ class _Field:
     def _joins(self, first: Task, task: Task, size: int) -> bool:
         costs, stage = self._costs, task.stage
         alone = costs.predict(stage, task.work)
-        more = costs.predict(stage, size + task.work) - costs.predict(stage, size)
+        together = costs.predict(stage, size + task.work)
+        if self._tiers[first.request] is not _Tier.FAIR and together > LONG_S:
+            # What fills a gap stays short.
+            return False
+        more = together - costs.predict(stage, size)
         if self._tiers[task.request] is not self._tiers[first.request] or task.request not in self._heads:
+            return more <= _FREE_RIDE * alone
+        if self.standing.excess(task.room) and self._most_urgent[task.room].stage is not stage:
+            # What it gets by riding along it would lack for what it needs most.
             return more <= _FREE_RIDE * alone
         if self._deadlines[task.request] <= self._now + costs.predict(stage, size):
             return True
