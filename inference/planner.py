@@ -21,7 +21,8 @@ rooms more than ``AHEAD_S`` ahead of their listeners. Speculative work waits whe
 *Share*: device seconds are counted per room and forgotten with ``USAGE_S``. While others converse, a room is over
 its share when it has had more than all of them would get if everybody took the same, and more than
 ``GREEDY`` times the median of the others. Short quanta of such a room fill gaps; a long one, which would be in
-the way of whoever asks next, waits until the room is within its share again. So everybody is served, a room
+the way of whoever asks next, waits until the room is within its share again (and after ``SAVING_S`` its short ones
+wait with it). So everybody is served, a room
 alone may have the whole device, and one that floods it is one room among the others.
 
 *Batch*: the first task brings along others of its stage: its peers where a larger batch is cheaper than two
@@ -58,6 +59,8 @@ EXCESS_WEIGHT = 3.0
 """By how many seconds a room's deadlines lie later for each second that it has had beyond the median."""
 LONG_S = 0.05
 """Work that takes longer than this is in the way of whoever asks next."""
+SAVING_S = 2.0
+"""How long the short work of a room over its share may fill gaps while its long work waits."""
 HOLD_S = 0.006
 """How long a transcription waits for another one that is about to be asked for."""
 BETWEEN_STAGES_S = 0.02
@@ -268,7 +271,7 @@ class Planner:
 
     def _hold(self, now: float, field: _Field, first: Task, quantum: Quantum) -> Hold | None:
         is_long = self.costs.predict(first.stage, first.work) > LONG_S
-        if quantum.why is Why.OVER_SHARE and is_long:
+        if quantum.why is Why.OVER_SHARE and (is_long or first.room in field.saving):
             # When it will have been forgotten far enough, if nothing else changes.
             over = field.standing.usage(first.room) / field.standing.share(first.room)
             return Hold(now + min(1.0, max(0.001, USAGE_S * math.log(over))), Why.UNSHARED, first.request)
@@ -367,6 +370,14 @@ class _Field:
                 seen.add((task.room, task.stage))
                 self._heads.add(task.request)
         self.candidates = self._candidates()
+        self.saving = {
+            task.room
+            for task in tasks
+            if task.since < now - SAVING_S
+            and self._tiers[task.request] is _Tier.OVER_SHARE
+            and costs.predict(task.stage, task.work) > LONG_S
+        }
+        """Rooms over their share that have to stop their short work, too, or their long work would never run."""
 
     def batch(self, first: Task, max_utterances: int) -> Quantum:
         """``first`` and whoever had better come along."""
@@ -400,8 +411,8 @@ class _Field:
             return _Tier.AHEAD
         return _Tier.OVER_SHARE if self.standing.is_over_share(task.room) else _Tier.FAIR
 
-    def _order(self, task: Task) -> tuple[int, float, int]:
-        return self._tiers[task.request], self._deadlines[task.request], task.request
+    def _order(self, task: Task) -> tuple[int, float, float, int]:
+        return self._tiers[task.request], self._deadlines[task.request], task.since, task.request
 
     def _candidates(self) -> list[Task]:
         """One first task for each quantum that could run, best first. A guess that would make others late is none."""

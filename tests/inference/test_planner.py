@@ -18,6 +18,7 @@ from inference.planner import (
     BETWEEN_STAGES_S,
     HOLD_S,
     LONG_S,
+    SAVING_S,
     Decision,
     Hold,
     Kind,
@@ -243,8 +244,10 @@ def test_a_room_over_its_share_goes_last_and_its_long_work_waits() -> None:
     held = decide(task(STT, 1, NOW - 9), by=by)
     assert isinstance(held, Hold)
     assert held.why is Why.UNSHARED
-    # What is short fills gaps.
+    # What is short fills gaps, until it would do so for ever.
     assert chosen(task(DECODE, 1, NOW - 9), by=by) == (1,)
+    assert chosen(task(DECODE, 1, NOW - 9), task(STT, 2, NOW - 1, room=1), by=by) == (1,)
+    assert isinstance(decide(task(DECODE, 1, NOW - 9), task(STT, 2, NOW - 3, room=1), by=by), Hold)
     # And when enough is forgotten the long work runs as well.
     assert chosen(task(STT, 1, NOW - 9), by=by, now=NOW + 16.0) == (1,)
 
@@ -317,10 +320,10 @@ def test_what_is_decided_makes_sense(
                 waits_for_company = one.stage is STT and one.since > NOW - HOLD_S and expected - {one.room}
                 can_wait = one.can_wait() or one.is_guess(NOW)
                 in_the_way = cost > LONG_S and (one.room in over or (can_wait and expected - {one.room}))
-                piled_up = any(
-                    other.room == one.room and other.stage is one.stage for other in tasks if other is not one
-                )
-                assert waits_for_company or in_the_way or piled_up or one.is_guess(NOW)
+                its_others = [other for other in tasks if other.room == one.room and other is not one]
+                piled_up = any(other.stage is one.stage for other in its_others)
+                saves_up = one.room in over and any(other.since < NOW - SAVING_S for other in its_others)
+                assert waits_for_company or in_the_way or piled_up or saves_up or one.is_guess(NOW)
         case None:
             pytest.fail("there was work")
 
