@@ -195,6 +195,7 @@ class _Room:
     used_s: float = 0.0
     used_at: float = -math.inf
     asked_at: float = -math.inf
+    heard_at: float = -math.inf
     expected: Kind | None = None
     expected_at: float = -math.inf
 
@@ -237,6 +238,8 @@ class Planner:
             state = self._room(room)
             state.used_s = state.usage(now) + seconds * work / size
             state.used_at = now
+            if quantum.stage is Stage.TRANSCRIBE:
+                state.heard_at = now
 
     # --- what is asked ----------------------------------------------------------------------------
 
@@ -309,6 +312,7 @@ class _Standing:
     """What the rooms have had, at one moment."""
 
     def __init__(self, rooms: Mapping[int, _Room], now: float) -> None:
+        self._rooms = rooms
         self._usage = {room: state.usage(now) for room, state in rooms.items()}
         conversing = sorted(
             (self._usage[room], room) for room, state in rooms.items() if now - state.asked_at < CONVERSES_S
@@ -319,6 +323,11 @@ class _Standing:
     def usage(self, room: int) -> float:
         """Device seconds, as far as they are not forgotten."""
         return self._usage.get(room, 0.0)
+
+    def heard_at(self, room: int) -> float:
+        """When a room's last transcription was done."""
+        state = self._rooms.get(room)
+        return state.heard_at if state else -math.inf
 
     def share(self, room: int) -> float:
         """Beyond which a room is over its share; infinite for one alone."""
@@ -357,6 +366,12 @@ class _Field:
         self._costs = costs
         self.standing = standing
         self._now = now
+        self._since = {
+            task.request: max(task.since, standing.heard_at(task.room))
+            if task.stage is Stage.TRANSCRIBE
+            else task.since
+            for task in tasks
+        }
         self._deadlines = {task.request: self._deadline(task) for task in tasks}
         self._tiers = {task.request: self._tier(task) for task in tasks}
         self._ordered = sorted(tasks, key=self._order)
@@ -373,7 +388,7 @@ class _Field:
         self.saving = {
             task.room
             for task in tasks
-            if task.since < now - SAVING_S
+            if self._since[task.request] < now - SAVING_S
             and self._tiers[task.request] is _Tier.OVER_SHARE
             and costs.predict(task.stage, task.work) > LONG_S
         }
@@ -404,6 +419,8 @@ class _Field:
         excess = self.standing.excess(task.room)
         if not excess:
             return deadline
+        # Of all that such a room has piled up, one has waited for the others only since the one before was done.
+        deadline += self._since[task.request] - task.since
         return max(deadline, self._now - _PATIENCE / excess) + EXCESS_WEIGHT * excess
 
     def _tier(self, task: Task) -> _Tier:
@@ -412,7 +429,7 @@ class _Field:
         return _Tier.OVER_SHARE if self.standing.is_over_share(task.room) else _Tier.FAIR
 
     def _order(self, task: Task) -> tuple[int, float, float, int]:
-        return self._tiers[task.request], self._deadlines[task.request], task.since, task.request
+        return self._tiers[task.request], self._deadlines[task.request], self._since[task.request], task.request
 
     def _candidates(self) -> list[Task]:
         """One first task for each quantum that could run, best first. A guess that would make others late is none."""
