@@ -190,10 +190,17 @@ class Child:
         self.state = follow(self.state, ChildEvent.STOP)
         self.was_told_to_end = True
         self._send(s.Shutdown(reason))
-        self._expect_end(grace_s, f"it did not end within {grace_s:g} s of being told to", "shutdown")
+        self.expect_end(grace_s, f"it did not end within {grace_s:g} s of being told to", "shutdown")
+
+    def expect_end(self, grace_s: float, reason: str, why: KillReason) -> None:
+        """Kill it after ``grace_s`` seconds, unless that is to happen earlier anyway."""
+        end_at = self._watch.clock() + grace_s
+        if self._end_at is None or end_at < self._end_at:
+            self._end_at = end_at
+            self._set_timer(end_at, reason, why)
 
     def found_dead(self) -> None:
-        """It has ended and only the kernel knows it yet: it is not idle any more."""
+        """It has ended, or is about to: it is not idle any more."""
         self.state = follow(self.state, ChildEvent.STOP)
 
     def condemn(self, reason: str, why: KillReason) -> None:
@@ -286,7 +293,8 @@ class Child:
         except WireError as exc:
             self.condemn(f"its connection failed: {exc}", "other")
             return
-        self._expect_end(EXIT_GRACE_S, "it closed its connection and did not end", "other")
+        self.found_dead()
+        self.expect_end(EXIT_GRACE_S, "it closed its connection and did not end", "other")
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -302,11 +310,11 @@ class Child:
             case s.InitializeFailed(reason=reason, exit_code=exit_code):
                 if not self._ready.done():
                     self._ready.set_result(InitializationError(reason, exit_code, refused=True))
-                self._expect_end(EXIT_GRACE_S, "it could not serve and did not end", "other")
+                self.expect_end(EXIT_GRACE_S, "it could not serve and did not end", "other")
             case s.Exiting():
                 # Its event loop is over: nobody answers pings any more.
                 self._heartbeat = None
-                self._expect_end(EXIT_GRACE_S, "it said that it ends and did not", "shutdown")
+                self.expect_end(EXIT_GRACE_S, "it said that it ends and did not", "shutdown")
             case _:
                 self._receive(message)
 
@@ -366,13 +374,6 @@ class Child:
                 f" ({held_back} more such pings since this was said last)" if held_back else "",
                 extra=self.log_fields,
             )
-
-    def _expect_end(self, grace_s: float, reason: str, why: KillReason) -> None:
-        """Kill it after ``grace_s``, unless that is to happen earlier anyway."""
-        end_at = self._watch.clock() + grace_s
-        if self._end_at is None or end_at < self._end_at:
-            self._end_at = end_at
-            self._set_timer(end_at, reason, why)
 
     def _set_timer(self, end_at: float, reason: str, why: KillReason) -> None:
         if self._timer is not None:

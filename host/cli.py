@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from host.config import Config, worker_options
 from host.config import models_dir as folder_of
-from host.config import worker_options
 from host.errors import ConfigError, ModelsError
 from host.flags import (
     ConfigOption,
@@ -103,7 +103,7 @@ def talk(
 @app.command()
 def status(
     url: Annotated[
-        str | None, typer.Option("--url", help="A host's HTTP address. Default: http://127.0.0.1 and the port.")
+        str | None, typer.Option("--url", help="A host's HTTP address. Default: the configured one, on this machine.")
     ] = None,
     watching: Annotated[
         bool | None, typer.Option("--watch/--once", help="Keep showing it. Default: on a terminal.")
@@ -116,9 +116,17 @@ def status(
     from host.status import watch
 
     settings = load(config, quiet=True)
-    port = DEFAULT_PORT if settings.worker.port is None else settings.worker.port
     once = not (output.is_terminal and not as_json) if watching is None else not watching
-    watch(url or f"http://127.0.0.1:{port}", interval, once=once, as_json=as_json)
+    watch(url or _address(settings), interval, once=once, as_json=as_json)
+
+
+def _address(settings: Config) -> str:
+    """Where a host with this configuration is to be found. Raises ``ConfigError``."""
+    worker = settings.worker
+    if worker.port == 0 or (worker.port is None and worker.dev):
+        raise ConfigError("the host picks a port of its own, and its log says which: give it as --url 127.0.0.1:PORT")
+    name = worker.host if worker.host not in ("", "0.0.0.0", "::") else "127.0.0.1"
+    return f"http://{f'[{name}]' if ':' in name else name}:{worker.port or DEFAULT_PORT}"
 
 
 # --- models ---------------------------------------------------------------------------------------

@@ -166,7 +166,8 @@ class Dispatch:
         if isinstance(exc, AuthenticationError) and not self._was_registered:
             raise exc
         if self._failures > self._options.max_retry:
-            raise type(exc)(f"{exc} ({self._failures} attempts)") from exc
+            attempts = "attempt" if self._failures == 1 else "attempts"
+            raise type(exc)(f"{exc} ({self._failures} {attempts})") from exc
         delay = retry_delay(self._failures)
         logger.warning("%s; attempt %d of %d, next in %.0f s", exc, self._failures, self._options.max_retry + 1, delay)
         await asyncio.sleep(delay)
@@ -289,8 +290,8 @@ class Dispatch:
         self.status_changed()
 
     def _fail_unassigned(self, job_id: str, error: str) -> None:
-        self._unsent[job_id] = _update(job_id, "failed", error)
-        self.status_changed()
+        self._report_soon(update := _update(job_id, "failed", error))
+        self._report_again(update)
 
     async def _keep_status(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         while not ws.closed:
@@ -329,11 +330,14 @@ class Dispatch:
             return
         self._unsent.pop(job_id, None)
         if status != "running":
-            asyncio.get_running_loop().call_later(REPEAT_STATUS_S, self._repeat, update)
+            self._report_again(update)
 
-    def _repeat(self, update: agent.UpdateJobStatus) -> None:
+    def _report_soon(self, update: agent.UpdateJobStatus) -> None:
         self._unsent.setdefault(update.job_id, update)
         self.status_changed()
+
+    def _report_again(self, final: agent.UpdateJobStatus) -> None:
+        asyncio.get_running_loop().call_later(REPEAT_STATUS_S, self._report_soon, final)
 
     async def _send_unsent(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         for job_id, update in list(self._unsent.items()):

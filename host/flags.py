@@ -67,7 +67,7 @@ def load(
     settings = load_config(
         config,
         {
-            "": {"log_level": log_level, "log_format": log_format},
+            "": {"log_level": log_level.upper() if log_level else None, "log_format": log_format},
             "models": {"profile": profile, "dir": str(models_dir) if models_dir else None},
             "inference": {"device": device, **(inference or {})},
             "worker": worker or {},

@@ -94,7 +94,9 @@ class ForkServerProcess:
                 raise SpawnError(reason)
             return answer.result(), ours
         except BaseException:
-            answer.cancel()
+            if not answer.cancel() and answer.exception() is None:
+                # It came in the moment in which it was given up.
+                _give_back(answer.result())
             ours.close()
             raise
 
@@ -190,8 +192,7 @@ class ForkServerProcess:
         self.answered.set()
         if waiting.done():
             # Whoever asked has given up.
-            answer.kill()
-            answer.close()
+            _give_back(answer)
         else:
             waiting.set_result(answer)
 
@@ -209,6 +210,12 @@ class ForkServerProcess:
         self._process.close()
         if self._stacks_file:
             Path(self._stacks_file).unlink(missing_ok=True)
+
+
+def _give_back(process: Process) -> None:
+    """End a process that nobody wants."""
+    process.kill()
+    process.close()
 
 
 def _adopted_exit_code(pidfd: int) -> int:

@@ -64,6 +64,7 @@ class _Slot:
 
     name: str
     memory: MemoryWatch
+    task: asyncio.Task[None] | None = None
     child: Child | None = None
     group: asyncio.TaskGroup | None = None
     job: RunningJob | None = None
@@ -82,6 +83,9 @@ class _Slot:
         elif self.child is not None:
             self.retired = True
             self.child.stop(reason, EXIT_GRACE_S)
+        elif self.task is not None:
+            # Its fork is asked for; should it come, there is nobody to talk to it, and it ends.
+            self.task.cancel()
 
     def discard(self) -> None:
         if self.child is not None:
@@ -144,7 +148,8 @@ class JobPool:
     @property
     def children(self) -> tuple[Child, ...]:
         """What runs, oldest first."""
-        return tuple(slot.child for slot in self._slots.values() if slot.child is not None)
+        children = (slot.child for slot in self._slots.values() if slot.child is not None)
+        return tuple(child for child in children if child.state is not ChildState.ENDED)
 
     def host_is_up(self) -> None:
         """The host serves: from here on a process that does not come up is tried again."""
@@ -256,7 +261,7 @@ class JobPool:
                 memory = MemoryWatch(self._options.job_memory_warn_mb, self._options.job_memory_limit_mb)
                 slot = _Slot(next(self._names), memory)
                 self._slots[slot.name] = slot
-                task = self._group.create_task(self._run_slot(slot), name=slot.name)
+                task = slot.task = self._group.create_task(self._run_slot(slot), name=slot.name)
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
             case Assign(process=name, job_id=job_id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from inference.wire.supervision import InitializeInference
 if TYPE_CHECKING:
     from host.agent_file import AgentFunctions
     from models.catalog import ResolvedProfile
+
+_LONGEST_SOCKET_PATH = 107
+"""In bytes: ``sun_path`` of unix(7), without its end."""
 
 
 @contextmanager
@@ -105,8 +109,13 @@ def _reference(option: str, function: Callable[..., Any] | str | None) -> str:
 def _inference(config: Config, profile: ResolvedProfile, folder: Path, log_level: str) -> InitializeInference:
     """The inference process's first message; its socket lies in ``folder``, private to this user."""
     cores = config.cores()
+    socket_path = str(folder / "inference.sock")
+    if len(os.fsencode(socket_path)) > _LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"{socket_path}: a socket's path has at most {_LONGEST_SOCKET_PATH} bytes; set TMPDIR to a shorter folder"
+        )
     return InitializeInference(
-        socket_path=str(folder / "inference.sock"),
+        socket_path=socket_path,
         token=secrets.token_urlsafe(32),
         device=config.inference.device,
         threads=config.inference.threads or cores,

@@ -83,6 +83,9 @@ class RunningJob:
                 self.heard.set()
             case s.JobUpdate() as update:
                 logger.warning("the job reports %s after its end", update.status, extra=self._child.log_fields)
+            case s.Ending():
+                reason = f"it did not end within {self._grace_s:g} s of the end of its room"
+                self._child.expect_end(self._grace_s, reason, "shutdown")
             case s.TurnReport() as report:
                 self._observer.turn(report)
                 try:

@@ -97,7 +97,8 @@ def serve(
 ) -> None:
     """Register with a LiveKit server and answer in its rooms.
 
-    Ctrl-C (or SIGTERM) lets running rooms finish and takes no new ones; a second one, or SIGQUIT, ends now.
+    Ctrl-C (or SIGTERM) lets running rooms finish and takes no new ones; a second one, or SIGQUIT, ends now,
+    in order; one more does not wait for that.
     """
     settings = load(
         config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,23 +18,30 @@ Ending = Callable[[], Coroutine[Any, Any, None]]
 class Stopping:
     """The first SIGINT or SIGTERM lets the rooms finish (``drain``); a second one, or SIGQUIT, does not (``close``).
 
-    ``at_once``: nor does the first.
+    ``at_once``: nor does the first. A signal after that does not wait for what ``close`` waits for: ``leave`` is
+    called with an exit code.
     """
 
-    def __init__(self, drain: Ending, close: Ending, *, at_once: bool = False) -> None:
+    def __init__(
+        self, drain: Ending, close: Ending, *, at_once: bool = False, leave: Callable[[int], object] = os._exit
+    ) -> None:
         self._drain = drain
         self._close = close
         self._at_once = at_once
+        self._leave = leave
         self._ending = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, number: signal.Signals) -> None:
         """Take a signal."""
         if self._ending:
+            # The kernel ends every other process of the host with this one.
+            logger.warning("%s: ended without waiting any longer for the jobs", number.name)
+            self._leave(128 + number)
             return
         if self._at_once or self._tasks or number is signal.SIGQUIT:
             self._ending = True
-            logger.info("%s: ending", number.name)
+            logger.info("%s: ending, jobs are told to finish; once more to wait no longer", number.name)
             self._start(self._close())
         else:
             logger.info("%s: draining, rooms finish and no new ones are taken; once more to end now", number.name)

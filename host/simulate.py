@@ -24,6 +24,7 @@ from host.flags import (
     ModelsDirOption,
     ProfileOption,
     UrlOption,
+    errors,
     load,
     output,
 )
@@ -57,7 +58,7 @@ async def hold(worker: Worker, simulation: Simulation) -> None:
 
     async def on_update(update: JobUpdate) -> None:
         style = _STYLES[update.status]
-        output.print(f"[{style}]{update.status}[/] {escape(update.error)}".rstrip(), highlight=False)
+        output.print(f"[{style}]{update.status}[/] {escape(update.error)}".rstrip(), highlight=False, soft_wrap=True)
         started.set()
 
     async def end_in_time() -> None:
@@ -92,12 +93,18 @@ async def hold(worker: Worker, simulation: Simulation) -> None:
         raise ConversationError(f"the job failed: {result.error}")
 
 
+def show_progress(text: str) -> None:
+    """Print what the host does while it comes up, on stderr: models take their time."""
+    errors.print(f"[dim]{escape(text)}[/]", highlight=False)
+
+
 def show_turn(turn: TurnReport) -> None:
     """Print one turn of the conversation."""
     heard, answered = escape(turn.transcript), escape(turn.reply)
-    output.print(f"[dim]turn {turn.turn}[/] heard: {heard}", highlight=False)
+    output.print(f"[dim]turn {turn.turn}[/] heard: {heard}", highlight=False, soft_wrap=True)
     cut = " (interrupted)" if turn.interrupted else ""
-    output.print(f"[dim]turn {turn.turn}[/] answered after {turn.response_ms:.0f} ms: {answered}{cut}", highlight=False)
+    answer = f"[dim]turn {turn.turn}[/] answered after {turn.response_ms:.0f} ms: {answered}{cut}"
+    output.print(answer, highlight=False, soft_wrap=True)
 
 
 def simulate(
@@ -154,7 +161,7 @@ def simulate(
 
     from host.worker import Worker
 
-    worker = Worker(options, settings, on_turn=show_turn)
+    worker = Worker(options, settings, on_turn=show_turn, on_progress=show_progress)
     run(hold(worker, Simulation(room, participant_identity, local, waves, duration)))
 
 

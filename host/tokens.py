@@ -24,17 +24,7 @@ def registration_token(api_key: str, api_secret: str) -> str:
     return _signed(api_key, api_secret, {"video": {"agent": True, **_ANYTHING}}, "", _REGISTRATION_TTL_S)
 
 
-def job_token(
-    api_key: str,
-    api_secret: str,
-    room: str,
-    identity: str,
-    *,
-    name: str = "",
-    metadata: str = "",
-    attributes: Mapping[str, str] | None = None,
-    permissions: WorkerPermissions,
-) -> str:
+def job_token(api_key: str, api_secret: str, room: str, identity: str, *, permissions: WorkerPermissions) -> str:
     """What an agent joins ``room`` with when no server has assigned it: the grants that it would have had."""
     video: dict[str, Any] = {
         "roomJoin": True,
@@ -48,14 +38,7 @@ def job_token(
     }
     if permissions.can_publish_sources:
         video["canPublishSources"] = [source.lower() for source in permissions.can_publish_sources]
-    claims: dict[str, Any] = {"kind": "agent", "video": video}
-    if name:
-        claims["name"] = name
-    if metadata:
-        claims["metadata"] = metadata
-    if attributes:
-        claims["attributes"] = dict(attributes)
-    return _signed(api_key, api_secret, claims, identity, _JOB_TTL_S)
+    return _signed(api_key, api_secret, {"kind": "agent", "video": video}, identity, _JOB_TTL_S)
 
 
 _ANYTHING = {"canPublish": True, "canSubscribe": True, "canPublishData": True}

@@ -31,6 +31,10 @@ def _ignore(_: object) -> None:
     """The default of callbacks."""
 
 
+def _log_progress(text: str) -> None:
+    logger.info("inference: %s", text)
+
+
 async def _ignore_update(_: JobUpdate) -> None:
     """The default of callbacks that are awaited."""
 
@@ -39,7 +43,8 @@ class Worker:
     """``run`` brings the host up and serves; ``drain`` or ``aclose``, from another task, end it.
 
     ``config`` says what models there are and how inference is done; None reads file and environment.
-    ``on_turn`` is told of every turn of every conversation. Raises ``ConfigError``.
+    ``on_turn`` is told of every turn of every conversation, ``on_progress`` what the inference process does
+    while it comes up. Raises ``ConfigError``.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Worker:
         config: Config | None = None,
         *,
         on_turn: Callable[[TurnReport], None] = _ignore,
+        on_progress: Callable[[str], None] = _log_progress,
     ) -> None:
         from host.config import check_options, load_config
         from host.health import HealthServer
@@ -73,6 +79,7 @@ class Worker:
         self._health = HealthServer(
             options.host, options.port, problem=self._problem, describe=self.describe, metrics=self._metrics.render
         )
+        self._on_progress = on_progress
         self._supervisor: Supervisor | None = None
         self._dispatch: Dispatch | None = None
         self._gave_up = False
@@ -224,7 +231,7 @@ class Worker:
             async with entered_in_thread("prepare", prepared(self._config, self._options)) as supervisor_options:
                 self._jobs.supervisor = self._supervisor = Supervisor(
                     supervisor_options,
-                    on_progress=lambda text: logger.info("inference: %s", text),
+                    on_progress=self._on_progress,
                     observer=self._metrics,
                 )
                 async with self._supervisor:

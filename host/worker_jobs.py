@@ -131,7 +131,7 @@ class WorkerJobs:
             try:
                 return await self._run(start, on_update)
             except HostError as exc:
-                logger.exception("job not started", extra=_fields(start))
+                logger.error("job not started: %s", exc, extra=_fields(start))  # noqa: TRY400 (it says all)
                 await self.told.report_job(start.job_id, "failed", str(exc))
                 return JobResult("failed", str(exc), 0)
 
@@ -209,7 +209,7 @@ class WorkerJobs:
             running.shutdown(job.shutdown)
         result = await running.wait()
         level = logging.INFO if result.status == "success" else logging.ERROR
-        logger.log(level, "job ended: %s %s", result.status, result.error, extra=_fields(start))
+        logger.log(level, "job ended: %s", f"{result.status} {result.error}".rstrip(), extra=_fields(start))
         return result
 
     def _release(self, job_id: str) -> None:

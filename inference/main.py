@@ -10,11 +10,13 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import os
 import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -56,6 +58,10 @@ _WARM_UP_TOKENS = 8
 
 class WarmUpError(Exception):
     """An engine loaded, but could not do its work once."""
+
+
+class LaneError(Exception):
+    """The device lane serves nobody any more; the process must be replaced."""
 
 
 def make_engines(kind: str) -> Engines:
@@ -155,11 +161,20 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
     except NoDeviceError as exc:
         return await _fail(supervisor, str(exc), EXIT_NO_DEVICE)
     options = EngineOptions(device, settings.threads, settings.max_rooms, settings.context_tokens)
-    try:
+
+    def come_up() -> tuple[Engines, str, CostTable]:
         engines = make_engines(settings.engines)
-        await asyncio.to_thread(load, engines, settings, options, say)
+        load(engines, settings, options, say)
         say("warming up")
-        heard, costs = await asyncio.to_thread(warm_up, engines, settings.max_rooms)
+        return engines, *warm_up(engines, settings.max_rooms)
+
+    stopping = asyncio.create_task(supervisor.stopping.wait(), name="stopping")
+    try:
+        coming_up = asyncio.create_task(asyncio.to_thread(come_up), name="come-up")
+        await asyncio.wait({coming_up, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming_up.done():
+            await _leave(supervisor, 0)
+        engines, heard, costs = coming_up.result()
     except (EngineError, WarmUpError) as exc:
         return await _fail(supervisor, str(exc), EXIT_FAILED)
     except Exception as exc:
@@ -184,7 +199,6 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
     device_lane.start()
     vad_lane.start()
     serving = asyncio.create_task(server.serve(), name="server")
-    stopping = asyncio.create_task(supervisor.stopping.wait(), name="stopping")
     working: set[asyncio.Task[None]] = {serving}
     try:
         # One turn of the loop, in which the server binds its socket or fails to.
@@ -196,6 +210,8 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         for task in working:
             if task.done() and (error := task.exception()) is not None:
                 logger.error("%s ended: %s", task.get_name(), error)
+                if isinstance(error, LaneError):
+                    await _leave(supervisor, EXIT_FAILED)
                 return EXIT_FAILED
         return 0
     finally:
@@ -222,10 +238,19 @@ def _trace(path: str) -> Trace | None:
 
 
 async def _report(supervisor: Supervisor, server: InferenceServer, lane: DeviceLane, welcome: m.Welcome) -> None:
-    """Tell the supervisor how it goes, at once and then every second."""
+    """Tell the supervisor how it goes, at once and then every second. Raises ``LaneError``."""
     while True:
+        if failure := lane.failure():
+            raise LaneError(failure)
         supervisor.send(lane.report(welcome.device, server.rooms, welcome.max_rooms))
         await asyncio.sleep(REPORT_S)
+
+
+async def _leave(supervisor: Supervisor, exit_code: int) -> NoReturn:
+    """End now, whatever a thread is doing that cannot be interrupted."""
+    supervisor.send(s.Exiting(supervisor.reason))
+    await supervisor.drain()
+    os._exit(exit_code)
 
 
 async def _fail(supervisor: Supervisor, reason: str, exit_code: int) -> int:

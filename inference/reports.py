@@ -87,6 +87,10 @@ class Tally:
         stage.latencies[bisect_left(LATENCY_BUCKETS_S, latency_s)] += 1
         stage.latency_sum_s += latency_s
 
+    def running_s(self, now: float) -> float:
+        """For how long the batch that runs has been running; 0 without one."""
+        return now - self._running[1] if self._running is not None else 0.0
+
     # --- what is reported -------------------------------------------------------------------------
 
     def busy_s(self, now: float) -> float:

@@ -107,7 +107,11 @@ class Room:
         """The caller's audio from ``start`` to ``end`` as float32. Raises ``OverrunError``, ``RoomClosedError``."""
         with self._lock:
             self._check_open()
-            pcm = self._segment.up.peek(start, end - start)
+            try:
+                pcm = self._segment.up.peek(start, end - start)
+            except RingCorruptedError as exc:
+                self._cut_off(str(exc))
+                raise RoomClosedError(str(exc)) from exc
         return np.frombuffer(pcm, np.int16).astype(np.float32) / 32768.0
 
     def write_speech(self, samples: NDArray[np.int16]) -> int:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +50,8 @@ from inference.wire.supervision import InferenceReport
 logger = logging.getLogger(__name__)
 
 _RING_FULL_POLL_S = 0.02
+_STUCK_S = 120.0
+"""A quantum that takes so long does not end any more: the slowest take seconds."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,6 +98,7 @@ class DeviceLane:
         self._counting = threading.Lock()
         self._busy_of_load = BusyShare(time.monotonic())
         self._busy_of_report = BusyShare(time.monotonic())
+        self._failure = ""
         self._thread = threading.Thread(target=self._run, name="device-lane", daemon=True)
 
     def start(self) -> None:
@@ -141,12 +146,28 @@ class DeviceLane:
             pressure, stages = self._tally.pressure(now), self._tally.stages(waiting, now)
         return InferenceReport(device, rooms, max_rooms, busy, pressure, stages)
 
+    def failure(self) -> str:
+        """Why the lane serves nobody any more, with its stack; "" while it does."""
+        with self._counting:
+            running_s = self._tally.running_s(time.monotonic())
+        if running_s < _STUCK_S:
+            return self._failure
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        return f"a quantum has not ended for {running_s:.0f} s:\n{stack}".rstrip()
+
     def _waiting(self) -> Counter[Kind]:
         return Counter(request.kind for request in list(self._requests.values()))
 
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception:  # noqa: BLE001 (the thread's last frame: whoever looks after the process is told)
+            self._failure = f"an error outside of any quantum:\n{traceback.format_exc()}".rstrip()
+
+    def _work(self) -> None:
         timeout: float | None = 0.0
         while not self._handle_commands(timeout):
             now = time.monotonic()

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 128
 _GREETING_S = 10.0
 """A peer that connects and says nothing is dropped after this."""
+_ACCEPT_AGAIN_S = 0.25
+"""After a connection could not be accepted: descriptors come back when others end."""
 
 
 class InferenceServer:
@@ -61,7 +63,12 @@ class InferenceServer:
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
-                    sock, _ = await loop.sock_accept(listener)
+                    try:
+                        sock, _ = await loop.sock_accept(listener)
+                    except OSError as exc:
+                        logger.error("a connection cannot be accepted: %s", exc)  # noqa: TRY400
+                        await asyncio.sleep(_ACCEPT_AGAIN_S)
+                        continue
                     group.create_task(self._serve_connection(sock), name="connection")
         finally:
             listener.close()

@@ -173,7 +173,9 @@ class Supervisor:
         self._stream.send(message)
 
     async def drain(self) -> None:
-        """Wait until everything said is on its way."""
+        """Wait until everything said and logged is on its way."""
+        # Log records come by way of the loop.
+        await asyncio.sleep(0)
         await self._stream.drain()
 
     async def receive(self, kind: type[M]) -> M | None:

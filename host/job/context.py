@@ -43,6 +43,7 @@ class JobContext:
     ``job``: as the server dispatched it (in a local room one is made). ``worker_id``: the registration it
     came by. ``accept``: who the agent is in the room. ``log_context_fields``: what every log record of
     this job carries; add to it. ``proc``: the process, with what ``prewarm`` left in its ``userdata``.
+    ``on_shutdown`` is told, once, that the job ends and why.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class JobContext:
         worker_id: str = "",
         accept: JobAcceptArguments | None = None,
         log_context_fields: dict[str, Any] | None = None,
+        on_shutdown: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.room = room
         self.job = job
@@ -69,6 +71,7 @@ class JobContext:
         self._link = InferenceLink(inference_socket, inference_token, job.id)
         self._settings = settings
         self._report = report
+        self._on_shutdown = on_shutdown
         self._stopping = asyncio.Event()
         self._reason = ""
         self._session: VoiceSession | None = None
@@ -149,7 +152,10 @@ class JobContext:
         return self._client
 
     def add_shutdown_callback(self, callback: ShutdownCallback) -> None:
-        """Have ``callback`` (a function or a coroutine function) called with the reason when the job ends."""
+        """Have ``callback`` (a function or a coroutine function) called with the reason when the job ends.
+
+        Callbacks run side by side, so one that hangs keeps no other from running.
+        """
         self._callbacks.append(callback)
 
     def shutdown(self, reason: str = "") -> None:
@@ -157,6 +163,7 @@ class JobContext:
         if not self._stopping.is_set():
             self._reason = reason
             self._stopping.set()
+            self._on_shutdown(reason)
 
     async def _while_running(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which is given up when the job ends."""
@@ -191,6 +198,13 @@ class JobContext:
             await entrypoint(self)
         except RoomEndedError as exc:
             self.shutdown(str(exc))
+        except Exception:
+            raise
+        except BaseException as exc:
+            if _is_own_cancellation(exc):
+                raise
+            # By itself it would end the event loop, with nobody told, or (a cancellation) nothing at all.
+            raise EntrypointError(f"the entrypoint raised {exc!r}") from exc
         if self._session is None:
             self.shutdown("the entrypoint returned")
 
@@ -205,12 +219,16 @@ class JobContext:
             raise _EndedError
 
     async def _end(self) -> None:
-        for callback in self._callbacks:
-            try:
-                if inspect.isawaitable(result := callback(self._reason)):
-                    await result
-            except Exception:
-                logger.exception("a shutdown callback failed")
+        await asyncio.gather(*(self._call(callback) for callback in self._callbacks))
+
+    async def _call(self, callback: ShutdownCallback) -> None:
+        try:
+            if inspect.isawaitable(result := callback(self._reason)):
+                await result
+        except BaseException as exc:
+            if _is_own_cancellation(exc):
+                raise
+            logger.exception("a shutdown callback failed")
 
     async def _release(self) -> None:
         await self.room.leave()
@@ -261,8 +279,18 @@ async def run_job(
     return JobOutcome(status, error, ctx._reason)
 
 
+class EntrypointError(Exception):
+    """An entrypoint raised what is no ``Exception``: ``sys.exit``, or the cancellation of something it awaited."""
+
+
 class _EndedError(Exception):
     """Ends the job's task group: not a failure."""
+
+
+def _is_own_cancellation(exc: BaseException) -> bool:
+    """Whether the task that runs was cancelled, and not something that the user's code awaited."""
+    task = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _first(failure: BaseException) -> BaseException:

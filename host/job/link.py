@@ -86,8 +86,10 @@ class InferenceLink:
         except BaseException:
             await client.aclose()
             raise
-        # The one before it has lost its connection, and its room to this one: nothing is left to be closed.
-        self._room_client = client
+        before, self._room_client = self._room_client, client
+        if before is not None:
+            # It has lost its connection, or its room was opened for a session that did not come about.
+            await before.aclose()
         return result
 
     async def _until_there(

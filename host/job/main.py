@@ -129,6 +129,7 @@ async def _run_job(
         worker_id=start.worker_id,
         accept=JobAcceptArguments(start.name, start.identity, start.metadata, json.loads(start.attributes)),
         log_context_fields=supervisor.log_fields,
+        on_shutdown=lambda reason: supervisor.send(s.Ending(reason)),
     )
 
     async def obey() -> None:

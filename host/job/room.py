@@ -16,7 +16,7 @@ Side = Literal["user", "agent"]
 
 
 class RoomEndedError(ConnectionError):
-    """The room ended before the caller came. An end like any other, not a failure of the job."""
+    """The room ended before the conversation began. An end like any other, not a failure of the job."""
 
 
 class LocalParticipant(Protocol):

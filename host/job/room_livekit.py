@@ -32,6 +32,8 @@ _REJOIN_GRACE_S = 10.0
 _TAIL_MS = 1_000
 """Silence delivered after the microphone is muted or gone, so that a turn that was being spoken can end."""
 _LEAVE_TIMEOUT_S = 5.0
+_END_HEARD_S = 1.0
+"""How long after an operation failed the end of the room may be heard, if that is the reason."""
 
 _TOPIC_TRANSCRIPTION = "lk.transcription"
 _ATTRIBUTE_SEGMENT = "lk.segment_id"
@@ -58,6 +60,15 @@ _LEFT_FOR_GOOD = frozenset(
     }
 )
 """Other reasons (a broken connection, the same identity joining again) leave time to come back."""
+
+
+def _is_worth_a_word(record: logging.LogRecord) -> bool:
+    """livekit gives a remote track's handle back itself, and again with its Python object: harmless, and a warning."""
+    return "Attempted to drop unknown FFI handle" not in record.getMessage()
+
+
+# Adding it twice would be adding it once.
+logging.getLogger("livekit").addFilter(_is_worth_a_word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,16 +273,29 @@ class LiveKitRoom:
     async def open_speech(self, sample_rate: int) -> None:
         """Publish the agent's audio track; ``play`` takes PCM at ``sample_rate`` from now on.
 
-        Raises ``ConnectionError`` when the server does not take the track.
+        Raises ``RoomEndedError`` when the room ends, ``ConnectionError`` when the server does not take the track.
         """
-        room, _ = self._joined()
+        room, closed = self._joined()
         speech = _Speech(sample_rate)
+        publishing = asyncio.create_task(speech.publish(room.local_participant), name="publish")
         try:
-            await speech.publish(room.local_participant)
+            # The native side may never answer for a room that has ended.
+            await asyncio.wait((publishing, closed), return_when=asyncio.FIRST_COMPLETED)
+            if publishing.done() and publishing.exception():
+                # Of a room that ends, this may be heard before the end.
+                await asyncio.wait((closed,), timeout=_END_HEARD_S)
+            if closed.done():
+                raise RoomEndedError(f"room {self._name!r} ended before the agent spoke: {closed.result()}")
+            publishing.result()
         except rtc.participant.PublishTrackError as exc:
-            await speech.close()
             raise ConnectionError(f"cannot publish the agent's voice in room {self._name!r}: {exc.message}") from exc
-        self._speech = speech
+        else:
+            self._speech = speech
+        finally:
+            if self._speech is not speech:
+                publishing.cancel()
+                await asyncio.wait((publishing,))
+                await speech.close()
 
     async def play(self, pcm: bytes) -> None:
         """Queue the agent's speech. Returns when at most ~200 ms wait to be heard: this paces the player."""

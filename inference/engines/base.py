@@ -239,7 +239,10 @@ class TextToSpeechEngine(Protocol):
         """Queue a phrase. ``speed`` 1.0 is the voice's own; text with nothing to say yields one empty last block."""
 
     def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:
-        """Work on ``requests`` (all started): the next block of each that one batch can give."""
+        """The next block of as many of ``requests`` as fit into one quantum, at least of one.
+
+        ``requests``: the most urgent first; the others wait for a later step. A block is a part of a phrase.
+        """
 
     def cancel(self, request: int) -> None:
         """Drop a phrase between two blocks. Unknown ids are ignored."""

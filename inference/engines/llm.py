@@ -2,8 +2,15 @@
 
 One context holds one sequence per slot in a unified KV cache, plus one more that keeps the last
 system prompt, so a room that joins copies it (``llama_memory_seq_cp`` moves no data in a unified
-cache) instead of computing it. For each sequence the engine remembers which tokens lie in the cache;
-a new prompt is decoded only from the first token that differs.
+cache) instead of computing it; rooms that join together wait until the first of them has computed it.
+For each sequence the engine remembers which tokens lie in the cache; a new prompt is decoded only
+from the first token that differs. Two things would make it differ for nothing:
+
+* the text of a reply, tokenised, need not give the tokens that the model chose when it wrote it: what
+  was said is remembered as those tokens, and a prompt that holds the same text gets them;
+* when a conversation outgrows the context, the caller leaves its oldest turns out: those are cut out
+  of the cache, and what follows is moved up to the system prompt (``llama_memory_seq_add``), not
+  computed again. Its numbers still remember the turns that are gone, as in every such shift.
 
 A step is one ``llama_decode``: one token of every generation that has begun to answer, and at most
 ``PREFILL_CHUNK`` prompt tokens of those that have not.
@@ -32,6 +39,7 @@ from inference.engines.base import (
     TokensOut,
 )
 from inference.engines.prompt import CHATML, ChatTemplate, TextStream
+from inference.engines.reuse import SaidMessages, common_prefix, left_out
 
 PREFILL_CHUNK: Final = 128
 """Prompt tokens in one step, over all generations: what bounds the time the others wait for their next token."""
@@ -74,11 +82,14 @@ class LlamaLanguageModel:
         self._template: ChatTemplate | None = None
         self._context_tokens = 0
         self._can_share = False
+        self._can_shift = False
         self._cached: list[list[int]] = []  # per sequence, the tokens that lie in its KV cache
+        self._said: list[SaidMessages] = []  # per slot
         self._system: tuple[str, list[int]] = ("", [])  # the last system text and the tokens it begins a prompt with
         self._generations: dict[int, _Generation] = {}
         self._pieces: dict[int, bytes] = {}
         self._end_tokens: frozenset[int] = frozenset()
+        self._control_tokens: frozenset[int] = frozenset()
         self._default_stop: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -145,9 +156,11 @@ class LlamaLanguageModel:
         self._can_share = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
+        self._can_shift = self._can_share and bool(llama_cpp.llama_memory_can_shift(self._memory))
         self._cached = [[] for _ in range(options.max_rooms + 1)]
         self._batch = _Batch(llama_cpp, PREFILL_CHUNK + options.max_rooms)
         self._read_vocabulary()
+        self._said = [SaidMessages(self._piece, self._control_tokens) for _ in range(options.max_rooms)]
 
     def close(self) -> None:
         """Free model, context and samplers."""
@@ -161,6 +174,7 @@ class LlamaLanguageModel:
         self._context = self._model = self._memory = self._vocab = None
         self._batch = self._template = None
         self._cached = []
+        self._said = []
         self._system = ("", [])
         self._pieces = {}
 
@@ -177,7 +191,8 @@ class LlamaLanguageModel:
 
         tokens = range(lib.llama_vocab_n_tokens(vocab))
         self._end_tokens = frozenset(t for t in tokens if lib.llama_vocab_is_eog(vocab, t))
-        control = [text_of(t) for t in tokens if lib.llama_vocab_is_control(vocab, t)]
+        self._control_tokens = frozenset(t for t in tokens if lib.llama_vocab_is_control(vocab, t))
+        control = [text_of(t) for t in sorted(self._control_tokens)]
         source = lib.llama_model_chat_template(self._model, None)
         self._default_stop = ()
         if not source:
@@ -208,7 +223,7 @@ class LlamaLanguageModel:
             raise EngineError(f"language model: max_tokens is {sampling.max_tokens}, allowed: 1 or more")
         if not messages:
             raise EngineError("language model: no messages to answer")
-        prompt = self._tokenize(messages)
+        prompt = self._said[slot].put_into(self._tokenize(messages))
         room = self._context_tokens - sampling.max_tokens - CONTEXT_MARGIN
         if len(prompt) > room:
             raise PromptTooLongError(
@@ -217,7 +232,7 @@ class LlamaLanguageModel:
             )
         system = self._system_prefix(messages, prompt)
         done = self._reuse(slot, prompt, system)
-        self._generations[request] = _Generation(
+        generation = self._generations[request] = _Generation(
             request=request,
             slot=slot,
             prompt=prompt,
@@ -228,6 +243,7 @@ class LlamaLanguageModel:
             sampler=self._sampler(sampling),
             text=TextStream(sampling.stop + self._default_stop),
         )
+        self._take_system(generation)
 
     def step(self, urgent: frozenset[int] | None = None) -> list[TokensOut | GenerationFailed]:
         """One ``llama_decode``: up to ``PREFILL_CHUNK`` prompt tokens and one token of every answering generation.
@@ -250,9 +266,17 @@ class LlamaLanguageModel:
             taking.append((generation, [token]))
             rows.append((generation, batch.add([token], len(self._cached[generation.slot]), generation.slot, True)))
         budget = PREFILL_CHUNK
+        computing: list[list[int]] = []  # system prompts that are in this batch
         for generation in chosen:  # oldest first: the one that has waited longest
             if generation.next_token is not None or budget == 0:
                 continue
+            if generation.done < generation.system:
+                self._take_system(generation)
+            wanted = generation.prompt[: generation.system]
+            if self._can_share and generation.done < generation.system:
+                if wanted in computing:
+                    continue  # another room computes it in this very step
+                computing.append(wanted)
             chunk = generation.prompt[generation.done : generation.done + budget]
             budget -= len(chunk)
             last = generation.done + len(chunk) == len(generation.prompt)
@@ -283,6 +307,11 @@ class LlamaLanguageModel:
         generation = self._generations.pop(request, None)
         if generation is not None:
             self._lib.llama_sampler_free(generation.sampler)
+            if generation.completion:
+                tokens = self._cached[generation.slot]
+                if generation.next_token is not None:
+                    tokens = [*tokens, generation.next_token]
+                self._said[generation.slot].remember(tokens, len(generation.prompt))
 
     def release(self, slot: int) -> None:
         """The room is gone: cancel its generation and forget its KV cache."""
@@ -319,6 +348,7 @@ class LlamaLanguageModel:
         generation.completion += 1
         if token in self._end_tokens:
             finish = "stop"
+            generation.next_token = None
         else:
             generation.next_token = token
             text = generation.text.feed(self._piece(token))
@@ -345,22 +375,35 @@ class LlamaLanguageModel:
 
     def _reuse(self, slot: int, prompt: list[int], system: int) -> int:
         """Cut the slot's cache to what it shares with ``prompt``; returns the tokens that need no decoding."""
-        keep = min(_common_prefix(self._cached[slot], prompt), len(prompt) - 1)
+        cached = self._cached[slot]
+        keep = min(common_prefix(cached, prompt), len(prompt) - 1)
+        # Behind the system prompt: its cells are other rooms' too, and must stay where they are.
+        if self._can_shift and system <= keep < len(cached):
+            gap = left_out(cached, prompt, keep)
+            if gap and self._lib.llama_memory_seq_rm(self._memory, slot, keep, keep + gap):
+                self._lib.llama_memory_seq_add(self._memory, slot, keep + gap, -1, -gap)
+                del cached[keep : keep + gap]
+                keep = min(common_prefix(cached, prompt), len(prompt) - 1)
         if keep < len(self._cached[slot]):
             if self._lib.llama_memory_seq_rm(self._memory, slot, keep, -1):
                 del self._cached[slot][keep:]
             else:
                 self._forget(slot)
                 keep = 0
-        share = min(system, len(prompt) - 1)
-        if keep < share and self._can_share:
-            wanted = prompt[:share]
-            for donor, cached in enumerate(self._cached):
-                if donor != slot and cached[:share] == wanted:
-                    self._lib.llama_memory_seq_cp(self._memory, donor, slot, keep, share)
-                    self._cached[slot] += wanted[keep:]
-                    return share
         return keep
+
+    def _take_system(self, generation: _Generation) -> None:
+        """Copy the system prompt from a sequence that has it, if there is one by now."""
+        share = min(generation.system, len(generation.prompt) - 1)
+        if not self._can_share or generation.done >= share:
+            return
+        slot, wanted = generation.slot, generation.prompt[:share]
+        for donor, cached in enumerate(self._cached):
+            if donor != slot and cached[:share] == wanted:
+                self._lib.llama_memory_seq_cp(self._memory, donor, slot, generation.done, share)
+                self._cached[slot] += wanted[generation.done :]
+                generation.done = generation.cached = share
+                return
 
     def _keep_system(self, generation: _Generation) -> None:
         """Keep the system prompt of a prompt just decoded for rooms that join after this one has left."""
@@ -374,6 +417,8 @@ class LlamaLanguageModel:
     def _forget(self, sequence: int) -> None:
         self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         self._cached[sequence] = []
+        if sequence < self._slots:
+            self._said[sequence] = SaidMessages(self._piece, self._control_tokens)
 
     def _system_prefix(self, messages: Sequence[Message], prompt: list[int]) -> int:
         """How many tokens of ``prompt`` any conversation with the same system message begins with."""
@@ -383,8 +428,8 @@ class LlamaLanguageModel:
         if self._system[0] != system.content:
             one = self._tokenize([system, Message("user", "a")])
             other = self._tokenize([system, Message("user", "1")])
-            self._system = (system.content, one[: _common_prefix(one, other)])
-        return _common_prefix(self._system[1], prompt)
+            self._system = (system.content, one[: common_prefix(one, other)])
+        return common_prefix(self._system[1], prompt)
 
     # --- text and tokens ----------------------------------------------------------------------
 
@@ -456,14 +501,6 @@ class _Generation:
     text: TextStream
     next_token: int | None = None  # sampled, not decoded yet; None while the prompt is decoded
     completion: int = 0
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    length = min(len(one), len(other))
-    for index in range(length):
-        if one[index] != other[index]:
-            return index
-    return length
 
 
 @dataclass(slots=True)

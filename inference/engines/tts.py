@@ -1,16 +1,17 @@
-"""Piper voices on onnxruntime: phrases in, blocks of int16 audio out.
+"""Piper voices: phrases in, blocks of int16 audio out.
 
-A phrase is turned into phonemes when it arrives and cut into sentences as Piper does (and very long
-sentences at their words), because one synthesis is one quantum that nothing can interrupt. A step
-speaks the next sentence of every phrase it is given.
+A phrase is turned into phonemes when it arrives and cut into sentences as Piper does (and very long ones at
+their words). A step works on as many phrases, the most urgent first, as fit into ``STEP_S``: it encodes a
+sentence where none has begun, and decodes the next window of it. Between two steps a phrase can be cancelled,
+and other engines have the device.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import unicodedata
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,9 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.engines.base import Audio, EngineError, EngineOptions, SpeechFailed, SpeechOut
+from inference.engines.piper_load import load_voice
+from inference.engines.piper_voice import STEP_S, Order, Scales, Sentence, Voice
 
 LONGEST_SENTENCE: Final = 240
-"""Phonemes in one synthesis: about 16 s of speech. Longer sentences are cut between words."""
+"""Phonemes in one sentence: about 16 s of speech. Longer ones are cut between words.
+
+The encoder sees a sentence at once; what it takes grows with the square of the length.
+"""
+
+LONG_OPENING: Final = 100
+"""Phonemes, some 5 s of speech: a phrase whose first sentence is longer begins with its first clause.
+
+The encoder sees a sentence at once, and for 10 s of speech it alone takes a fifth of what stock takes for all
+of it. Where the speaker pauses anyway, the clause spoken as a sentence of its own sounds like it.
+"""
+
+SHORTEST_CLAUSE: Final = 20
+"""Phonemes: about a second of speech, enough to encode what follows meanwhile."""
 
 TARGET_PEAK: Final = 0.8
 """Peak of the calibration sentence after the voice's gain; the rest is headroom for louder ones."""
@@ -29,9 +45,9 @@ TARGET_PEAK: Final = 0.8
 SPEED_RANGE: Final = (0.25, 4.0)
 VOLUME_RANGE: Final = (0.0, 4.0)
 
-_CALIBRATION: Final = "Hello there, this is how loud I speak."
+_PAUSES: Final = (",", ";", ":")
 
-_log = logging.getLogger("inference.tts")
+_CALIBRATION: Final = "Hello there, this is how loud I speak."
 
 
 class PiperTextToSpeech:
@@ -39,13 +55,13 @@ class PiperTextToSpeech:
 
     def __init__(self) -> None:
         self.sample_rate = 0
-        self._voice: Any = None
-        self._synthesis_config: Any = None
+        self._piper: Any = None
+        self._voice: Voice | None = None
         self._gain = 1.0
         self._phrases: dict[int, _Phrase] = {}
 
     def __repr__(self) -> str:
-        return f"PiperTextToSpeech(sample_rate={self.sample_rate}, running={len(self._phrases)})"
+        return f"PiperTextToSpeech(sample_rate={self.sample_rate}, running={len(self._phrases)}, voice={self._voice!r})"
 
     def load(self, model: Path, options: EngineOptions) -> None:
         """Load the voice ``model`` (.onnx) with its settings beside it (.onnx.json), and measure its loudness.
@@ -57,42 +73,31 @@ class PiperTextToSpeech:
             if not path.is_file():
                 raise EngineError(f"text to speech: no such file: {path}")
         try:
-            import onnxruntime
             import piper
         except (ImportError, OSError) as exc:
             raise EngineError(f"text to speech: cannot load piper: {exc}") from exc
-        onnxruntime.disable_telemetry_events()
-        session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = options.threads
-        session_options.inter_op_num_threads = 1
-        # Idle worker threads that spin take the cores from the other engines.
-        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if options.device == "cuda":
-            if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-                # An exhaustive search for the best convolution takes seconds for every new length.
-                providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}))
-            else:
-                _log.warning("this onnxruntime has no CUDA provider; speech is made on the CPU")
         try:
-            voice = piper.PiperVoice.load(model)
-            voice.session = onnxruntime.InferenceSession(str(model), session_options, providers=providers)
+            config = piper.PiperConfig.from_dict(json.loads(settings.read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
+            raise EngineError(f"text to speech: cannot use {settings}: {exc!r}") from exc
+        if config.phoneme_type not in (piper.PhonemeType.ESPEAK, piper.PhonemeType.TEXT):
+            raise EngineError(
+                f"text to speech: {model} needs {config.phoneme_type.value} phonemes, allowed: espeak, text"
+            )
+        # The package's own class makes the phonemes; it needs no session for that.
+        self._piper = piper.PiperVoice(session=None, config=config)
+        self.sample_rate = int(config.sample_rate)
+        self._phrases.clear()
+        speaker = config.default_speaker_id if config.num_speakers > 1 else None
+        scales = Scales(config.noise_scale, config.noise_w_scale, speaker)
+        example = self._sentences(_CALIBRATION)[0]
+        try:
+            self._voice, spoken = load_voice(model, scales, options, example)
         except Exception as exc:  # onnxruntime's errors have no base class of their own
             raise EngineError(f"text to speech: cannot load {model}: {exc}") from exc
-        if voice.config.phoneme_type not in (piper.PhonemeType.ESPEAK, piper.PhonemeType.TEXT):
-            raise EngineError(
-                f"text to speech: {model} needs {voice.config.phoneme_type.value} phonemes, allowed: espeak, text"
-            )
-        self._voice = voice
-        self._synthesis_config = piper.SynthesisConfig
-        self.sample_rate = int(voice.config.sample_rate)
-        self._phrases.clear()
-        self._gain = 1.0
-        sentence = self._sentences(_CALIBRATION)[0]
         # One gain for the whole voice. Piper scales every sentence to full level instead, which needs
         # the whole sentence first and makes a whispered "yes" as loud as a shout.
-        peak = float(np.abs(self._synthesize(sentence, speed=1.0, noise=0.0)).max())
-        self._gain = TARGET_PEAK / max(peak, 0.05)
+        self._gain = TARGET_PEAK / max(float(np.abs(spoken).max()), 0.05)
 
     def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0) -> None:
         """Queue a phrase; its phonemes are made here. ``volume`` is a factor on the samples.
@@ -108,25 +113,39 @@ class PiperTextToSpeech:
         for name, value, (low, high) in (("speed", speed, SPEED_RANGE), ("volume", volume, VOLUME_RANGE)):
             if not low <= value <= high:
                 raise EngineError(f"text to speech: {name} is {value}, allowed: {low} to {high}")
-        self._phrases[request] = _Phrase(deque(self._sentences(text)), speed, volume)
+        length_scale = self._piper.config.length_scale / speed
+        orders = (Order(ids, length_scale) for ids in self._sentences(text))
+        self._phrases[request] = _Phrase(deque(orders), volume)
 
     def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:
-        """Speak the next sentence of each of ``requests``; unknown ids (cancelled meanwhile) give nothing."""
+        """The next block of as many of ``requests``, in their order, as fit into ``STEP_S``; at least of one.
+
+        Unknown ids (cancelled meanwhile) give nothing.
+        """
+        voice = self._voice
+        if voice is None:
+            return []
         out: list[SpeechOut | SpeechFailed] = []
+        batch: dict[int, _Phrase] = {}
+        spent_s = 0.0
         for request in requests:
             phrase = self._phrases.get(request)
-            if phrase is None:
+            if phrase is None or request in batch:
                 continue
-            try:
-                audio = self._next_block(phrase)
-            except EngineError as exc:
-                del self._phrases[request]
-                out.append(SpeechFailed(request, exc))
+            if phrase.is_over():
+                out.append(self._spoken(request, np.zeros(0, np.float32)))
                 continue
-            last = not phrase.sentences
-            if last:
-                del self._phrases[request]
-            out.append(SpeechOut(request, audio, last))
+            cost_s = voice.decode_s(phrase.sentence)
+            if phrase.sentence is None:
+                cost_s += voice.encode_s(phrase.waiting[0])
+            if batch and spent_s + cost_s > STEP_S:
+                break
+            spent_s += cost_s
+            batch[request] = phrase
+        out += self._begin(voice, batch)
+        sentences = {request: phrase.sentence for request, phrase in batch.items() if phrase.sentence is not None}
+        for request, block in zip(sentences, voice.decode(list(sentences.values())), strict=True):
+            out.append(self._failed(request, block) if isinstance(block, EngineError) else self._spoken(request, block))
         return out
 
     def cancel(self, request: int) -> None:
@@ -139,6 +158,9 @@ class PiperTextToSpeech:
 
     def close(self) -> None:
         """Free the voice."""
+        if self._voice is not None:
+            self._voice.close()
+        self._piper = None
         self._voice = None
         self._phrases.clear()
 
@@ -150,41 +172,54 @@ class PiperTextToSpeech:
         if not plain:
             return []
         try:
-            sentences = self._voice.phonemize(plain)
+            opening, *others = self._piper.phonemize(plain) or [[]]
             return [
-                self._voice.phonemes_to_ids(part)
-                for phonemes in sentences
+                self._piper.phonemes_to_ids(part)
+                for phonemes in (*split_opening(opening), *others)
                 for part in split_sentence(phonemes)
                 if any(char.isalnum() for char in "".join(part))
             ]
         except (RuntimeError, ValueError, LookupError) as exc:
             raise EngineError(f"text to speech: no phonemes for {text!r}: {exc}") from exc
 
-    def _next_block(self, phrase: _Phrase) -> NDArray[np.int16]:
-        if not phrase.sentences:
-            return np.zeros(0, np.int16)
-        audio = self._synthesize(phrase.sentences.popleft(), phrase.speed)
+    def _begin(self, voice: Voice, batch: Mapping[int, _Phrase]) -> list[SpeechFailed]:
+        """Encode the next sentence of every phrase that has none."""
+        resting = {request: phrase for request, phrase in batch.items() if phrase.sentence is None}
+        orders = [phrase.waiting.popleft() for phrase in resting.values()]
+        failed = []
+        for (request, phrase), sentence in zip(resting.items(), voice.encode(orders), strict=True):
+            if isinstance(sentence, EngineError):
+                failed.append(self._failed(request, sentence))
+            else:
+                phrase.sentence = sentence
+        return failed
+
+    def _spoken(self, request: int, audio: Audio) -> SpeechOut:
+        phrase = self._phrases[request]
+        if phrase.sentence is not None and phrase.sentence.finished:
+            phrase.sentence = None
+        last = phrase.is_over()
+        if last:
+            del self._phrases[request]
         level = self._gain * phrase.volume * 32767.0
         block: NDArray[np.int16] = np.clip(audio * level, -32767.0, 32767.0).astype(np.int16)
-        return block
+        return SpeechOut(request, block, last)
 
-    def _synthesize(self, ids: list[int], speed: float, noise: float | None = None) -> Audio:
-        """Float32 samples of one sentence, at the voice's own level. ``noise`` 0 makes it repeatable."""
-        config = self._synthesis_config(
-            length_scale=self._voice.config.length_scale / speed, noise_scale=noise, noise_w_scale=noise
-        )
-        try:
-            audio: Audio = np.asarray(self._voice.phoneme_ids_to_audio(ids, config), np.float32).reshape(-1)
-        except Exception as exc:  # onnxruntime's errors have no base class of their own
-            raise EngineError(f"text to speech: synthesis of {len(ids)} phonemes failed: {exc}") from exc
-        return audio
+    def _failed(self, request: int, error: EngineError) -> SpeechFailed:
+        del self._phrases[request]
+        return SpeechFailed(request, EngineError(f"text to speech: {error}"))
 
 
 @dataclass(slots=True)
 class _Phrase:
-    sentences: deque[list[int]]
-    speed: float
+    """``waiting``: the sentences that have not begun; ``sentence``: the one that has."""
+
+    waiting: deque[Order]
     volume: float
+    sentence: Sentence | None = None
+
+    def is_over(self) -> bool:
+        return self.sentence is None and not self.waiting
 
 
 def speakable(text: str) -> str:
@@ -208,6 +243,15 @@ def speakable(text: str) -> str:
     return plain if any(char.isalnum() for char in plain) else ""
 
 
+def split_opening(phonemes: Sequence[str]) -> list[list[str]]:
+    """A long first sentence as its first clause and the rest, if it has one that ends soon; else as it is."""
+    if len(phonemes) > LONG_OPENING:
+        for at in range(SHORTEST_CLAUSE, LONG_OPENING):
+            if phonemes[at - 1] in _PAUSES:
+                return [list(phonemes[:at]), list(phonemes[at:])]
+    return [list(phonemes)]
+
+
 def split_sentence(phonemes: Sequence[str], longest: int = LONGEST_SENTENCE) -> list[list[str]]:
     """Cut ``phonemes`` into parts of at most ``longest``, after a comma where there is one, else between words."""
     parts = []
@@ -215,7 +259,7 @@ def split_sentence(phonemes: Sequence[str], longest: int = LONGEST_SENTENCE) -> 
     while len(rest) > longest:
         window = rest[:longest]
         cut = 0
-        for marks in ((",", ";", ":"), (" ",)):
+        for marks in (_PAUSES, (" ",)):
             cut = max((at + 1 for at, phoneme in enumerate(window) if phoneme in marks), default=0)
             if cut > longest // 3:
                 break

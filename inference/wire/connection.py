@@ -134,7 +134,9 @@ SUPERVISION = Protocol(
         (Role.SERVER, State.IDLE): _stay(State.IDLE, s.InferenceReport, *_ALIVE_CHILD),
         (Role.CLIENT, State.OPEN): _stay(State.OPEN, s.JobUpdateAck, *_ALIVE_PARENT),
         # A report may cross with a job on its way.
-        (Role.SERVER, State.OPEN): _stay(State.OPEN, s.InferenceReport, s.JobUpdate, s.TurnReport, *_ALIVE_CHILD),
+        (Role.SERVER, State.OPEN): _stay(
+            State.OPEN, s.InferenceReport, s.JobUpdate, s.TurnReport, s.Ending, *_ALIVE_CHILD
+        ),
     },
 )
 

@@ -295,6 +295,17 @@ class Shutdown(Message):
     reason: str = tag(1)
 
 
+@message(242)
+@dataclass(frozen=True, slots=True)
+class Ending(Message):
+    """Job process → supervisor: its room is over, or it was told to end; what is left is the user's code.
+
+    It is killed if it has not ended after ``shutdown_process_timeout``.
+    """
+
+    reason: str = tag(1)
+
+
 @message(241)
 @dataclass(frozen=True, slots=True)
 class Exiting(Message):

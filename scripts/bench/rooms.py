@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import os
 import secrets
 import socket
@@ -193,20 +194,18 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def thread_s(process: psutil.Process) -> dict[str, float]:
-    """CPU seconds by the name of the thread."""
-    spent: dict[str, float] = {}
-    for thread in process.threads():
-        name = Path(f"/proc/{process.pid}/task/{thread.id}/comm").read_text().strip()
-        spent[name] = spent.get(name, 0.0) + thread.user_time + thread.system_time
-    return spent
+def voice_activity_s(trace: Path) -> float:
+    """Seconds of the voice activity lane's ticks."""
+    events = json.loads(trace.read_text())
+    return sum(event["dur"] for event in events if event["name"] == "voice activity") / 1e6
 
 
 async def measure(arguments: argparse.Namespace) -> None:
     recordings = read_recordings(arguments.speech)
     own = psutil.Process()
     with tempfile.TemporaryDirectory(prefix="roomful-bench-") as name:
-        async with inference(Path(name), arguments.rooms, arguments.trace) as running:
+        trace = arguments.trace or Path(name) / "trace.json"
+        async with inference(Path(name), arguments.rooms, str(trace)) as running:
             clients = [
                 await InferenceClient.connect(running.settings.socket_path, running.settings.token, name=f"caller {n}")
                 for n in range(arguments.rooms)
@@ -218,20 +217,15 @@ async def measure(arguments: argparse.Namespace) -> None:
                 for n, client in enumerate(clients)
             ]
             first = await running.next_report()
-            began, inference_s, own_s, threads = (
-                time.monotonic(),
-                cpu_s(running.process),
-                cpu_s(own),
-                thread_s(running.process),
-            )
+            began, inference_s, own_s = time.monotonic(), cpu_s(running.process), cpu_s(own)
             await asyncio.gather(*(caller.converse(arguments.turns) for caller in callers))
             last = await running.next_report()
             minutes = (time.monotonic() - began) / 60 * arguments.rooms
             inference_s, own_s = cpu_s(running.process) - inference_s, cpu_s(own) - own_s
-            by_thread = {name: s - threads.get(name, 0.0) for name, s in thread_s(running.process).items()}
             for client in clients:
                 await client.aclose()
-    show(first, last, minutes, inference_s, own_s, by_thread, callers)
+        listening_s = voice_activity_s(trace)
+    show(first, last, minutes, inference_s, own_s, listening_s, callers)
 
 
 def show(
@@ -240,7 +234,7 @@ def show(
     minutes: float,
     inference_s: float,
     own_s: float,
-    by_thread: dict[str, float],
+    listening_s: float,
     callers: list[Caller],
 ) -> None:
     rows: list[tuple[str | int | float, ...]] = []
@@ -248,9 +242,7 @@ def show(
         quanta, busy_s = after.quanta - before.quanta, after.busy_s - before.busy_s
         size = (after.batch_items - before.batch_items) / max(1, quanta)
         rows.append((f"device lane: {after.stage}", busy_s / minutes, quanta / minutes, size))
-    for name, seconds in sorted(by_thread.items(), key=lambda item: -item[1]):
-        if seconds / minutes >= 0.01:
-            rows.append((f"inference, thread {name}", seconds / minutes, "", ""))
+    rows.append(("voice activity lane", listening_s / minutes, "", ""))
     rows.append(("inference process, all CPU", inference_s / minutes, "", ""))
     rows.append(("the callers and their jobs (this process)", own_s / minutes, "", ""))
     table("One room, one minute of conversation", ("what", "seconds", "quanta", "batch"), rows, "per room and minute")
@@ -266,7 +258,7 @@ def main() -> int:
     parser.add_argument("--rooms", type=int, default=1)
     parser.add_argument("--turns", type=int, default=6, help="of each caller")
     parser.add_argument("--cycle", type=float, default=10.0, help="seconds from one turn to the next")
-    parser.add_argument("--trace", default="", help="write the planner's trace here")
+    parser.add_argument("--trace", type=Path, help="write the planner's trace here")
     arguments = parser.parse_args()
     console.print(hardware())
     warn_if_busy()

@@ -7,7 +7,7 @@ faster-whisper's ``transcribe``, llama-cpp-python's ``Llama.create_chat_completi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +89,8 @@ class StockTextToSpeech:
             chunks.append(chunk.audio_int16_array)
         taken = time.perf_counter() - began
         return first or taken, taken, np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
+
+    def chunks(self, text: str) -> Iterator[NDArray[np.int16]]:
+        """The audio of each sentence when it is ready (int16)."""
+        for chunk in self._voice.synthesize(text):
+            yield chunk.audio_int16_array

@@ -255,6 +255,14 @@ async def test_waiting_for_a_named_caller_and_a_room_that_is_deleted(livekit: Li
                 await room.wait_for_participant("nobody")
 
 
+async def test_a_room_that_ends_before_the_agent_speaks_has_ended(livekit: LiveKitServer, room_name: str) -> None:
+    """What fails by it is no failure of the job."""
+    async with agent_in(livekit, room_name) as room, livekit.api() as server:
+        await server.room.delete_room(DeleteRoomRequest(room=room_name))
+        with pytest.raises(RoomEndedError, match=r"ended before the agent spoke: .*ROOM_DELETED"):
+            await room.open_speech(VOICE_RATE)
+
+
 async def test_rooms_that_were_left_leave_nothing(livekit: LiveKitServer, room_name: str) -> None:
     async def visit(number: int) -> None:
         name = f"{room_name}-{number}"

@@ -170,6 +170,21 @@ def test_status_of_a_host_that_is_not_there(tmp_path: Path) -> None:
         refused("status", "--url", address, *how, cwd=tmp_path, code=6, says=(address,))
 
 
+@pytest.mark.parametrize(
+    ("worker", "code", "says"),
+    [
+        ('host = "127.0.0.2"\nport = 9', 6, "http://127.0.0.2:9"),
+        ('host = "0.0.0.0"\nport = 9', 6, "http://127.0.0.1:9"),
+        ('host = "::1"\nport = 9', 6, "http://[::1]:9"),
+        ("port = 0", 2, "--url"),
+        ("dev = true", 2, "--url"),
+    ],
+)
+def test_status_looks_where_the_configuration_says(tmp_path: Path, worker: str, code: int, says: str) -> None:
+    (tmp_path / "roomful.toml").write_text(f"[worker]\n{worker}\n")
+    refused("status", "--once", cwd=tmp_path, code=code, says=(says,))
+
+
 @pytest.mark.models
 def test_silence_is_a_turn_that_was_not_heard(tmp_path: Path) -> None:
     (tmp_path / "roomful.toml").write_text("[session]\nresponse_timeout_s = 1\n")

@@ -249,7 +249,7 @@ def test_flags_of_other_sections_arrive(monkeypatch: pytest.MonkeyPatch) -> None
     served = Served(monkeypatch)
     served.serve(
         *SERVER, "--max-rooms", "9", "--profile", "gpu-4b", "--models-dir", "/weights", "--device", "cpu",
-        "--log-level", "WARNING", "--log-format", "json",
+        "--log-level", "warning", "--log-format", "json",
     )  # fmt: skip
     assert served.config is not None
     assert served.config.inference.max_rooms == 9

@@ -103,6 +103,17 @@ def test_the_socket_and_the_stacks_are_in_a_folder_that_is_gone_afterwards(tempo
     assert not folder.exists()
 
 
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_named(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = temporary / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(ConfigError, match=r"x/roomful-.*inference\.sock: .*TMPDIR"):
+        told()
+    assert not list(long.iterdir())
+
+
 def test_every_host_draws_a_token_of_its_own() -> None:
     one, other = told().inference.token, told().inference.token
     assert one != other

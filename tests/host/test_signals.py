@@ -1,4 +1,4 @@
-"""What signals mean: the first lets rooms finish, the second does not, SIGQUIT never does; in development none does."""
+"""What signals mean: the first lets rooms finish, the second, SIGQUIT and development do not; one more leaves."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ class Host:
         (False, [SIGQUIT], ["close"]),
         (False, [SIGTERM, SIGINT], ["drain", "close"]),
         (False, [SIGINT, SIGQUIT], ["drain", "close"]),
-        (False, [SIGINT, SIGINT, SIGINT, SIGQUIT], ["drain", "close"]),
+        (False, [SIGINT, SIGINT, SIGINT], ["drain", "close", "leave 130"]),
+        (False, [SIGQUIT, SIGTERM], ["close", "leave 143"]),
         (True, [SIGINT], ["close"]),
-        (True, [SIGTERM, SIGTERM], ["close"]),
+        (True, [SIGTERM, SIGTERM], ["close", "leave 143"]),
     ],
 )
 async def test_what_the_host_is_told(
@@ -47,10 +48,10 @@ async def test_what_the_host_is_told(
 ) -> None:
     caplog.set_level("INFO", "host.signals")
     host = Host()
-    stopping = Stopping(host.drain, host.aclose, at_once=at_once)
+    stopping = Stopping(host.drain, host.aclose, at_once=at_once, leave=lambda code: host.told.append(f"leave {code}"))
     for number in signals:
         stopping(number)
-    await asyncio.sleep(0)
+        await asyncio.sleep(0)
     assert host.told == told
     assert len(caplog.records) == len(told)
     assert all(signals[0].name in record.getMessage() for record in caplog.records[:1])
@@ -87,7 +88,8 @@ class Host:
         print("drain", flush=True)
     async def aclose(self):
         print("close", flush=True)
-        self.end.set()
+        if "hang" not in sys.argv:
+            self.end.set()
 
 host = Host()
 run(host.run(), Stopping(host.drain, host.aclose))
@@ -108,9 +110,9 @@ run(work())
 """
 
 
-def ask(program: str, *signals: signal.Signals) -> tuple[list[str], int]:
+def ask(program: str, *signals: signal.Signals, arguments: tuple[str, ...] = ()) -> tuple[list[str], int]:
     """What the program says from its start on, one more line after each signal, and its exit code."""
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout is not None
         lines = [process.stdout.readline().strip()]
@@ -124,6 +126,8 @@ def ask(program: str, *signals: signal.Signals) -> tuple[list[str], int]:
 def test_real_signals() -> None:
     assert ask(PROGRAM, SIGTERM, SIGINT) == (["up", "drain", "close"], 0)
     assert ask(PROGRAM, SIGQUIT) == (["up", "close"], 0)
+    # One that does not end is left with one signal more.
+    assert ask(PROGRAM, SIGTERM, SIGINT, SIGTERM, arguments=("hang",)) == (["up", "drain", "close", ""], 143)
 
 
 @pytest.mark.processes

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import wave
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,13 @@ async def drain_speech(room: InferenceRoom, until: int) -> int:
         await room.wait_speech()
         taken += len(room.read_speech(4096)) // 2
     return taken
+
+
+async def logged(process: InferenceProcess, text: str) -> str:
+    """The first log line that has ``text`` in it, as soon as it is there."""
+    while (found := next((line.text for line in process.log if text in line.text), None)) is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return found
 
 
 async def test_a_turn_from_audio_to_audio(process: InferenceProcess) -> None:
@@ -255,6 +264,42 @@ async def test_a_corrupt_ring_cuts_off_its_owner_alone(process: InferenceProcess
         assert isinstance(await client.wait_gone(), InferenceUnavailableError)
         other.push(tone(0.5))
         assert (await other.transcribe(0, 8_000)).text == "heard 500 ms"
+
+
+async def test_a_corrupt_ring_is_noticed_when_it_is_transcribed(process: InferenceProcess) -> None:
+    async with asyncio.timeout(DEADLINE_S), await process.connect() as client:
+        room = await client.open_room("vandal")
+        room.push(tone(1))
+        room._segment.up._words[64 // 8] = 1 << 63
+        with pytest.raises((InferenceUnavailableError, RequestFailedError)):
+            await room.transcribe(0, 16_000)
+        assert isinstance(await client.wait_gone(), InferenceUnavailableError)
+
+
+async def test_more_connections_than_descriptors_end_none_of_those_that_are_there(process: InferenceProcess) -> None:
+    async with asyncio.timeout(DEADLINE_S), process.room() as room:
+        taken = max(int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir()) + 1
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (taken + 2, hard))
+        with ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(process.settings.socket_path)
+            await logged(process, "a connection cannot be accepted")
+            room.push(tone(0.5))
+            assert (await room.transcribe(0, 8_000)).text == "heard 500 ms"
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        async with process.room("another"):
+            pass
+
+
+async def test_a_lane_that_is_stuck_ends_the_process_with_its_stack_in_the_log(tmp_path: Path) -> None:
+    async with asyncio.timeout(DEADLINE_S), inference_process(tmp_path, module="tests.inference.stuck_main") as process:
+        async with process.room() as room:
+            room.push(tone(0.5))
+            with pytest.raises(InferenceUnavailableError):
+                await room.transcribe(0, 8_000)
+        told = await logged(process, "a quantum has not ended for")
+        assert "in transcribe\n    time.sleep(3600)" in told
 
 
 async def test_stats_count_rooms(process: InferenceProcess) -> None:

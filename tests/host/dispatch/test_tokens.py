@@ -33,9 +33,7 @@ def test_an_agent_joins_with_what_it_is_permitted() -> None:
     permissions = WorkerPermissions(
         can_publish_data=False, can_update_metadata=False, can_publish_sources=("MICROPHONE",), hidden=True
     )
-    ours = job_token(
-        KEY, SECRET, "lobby", "ann", name="Ann", metadata="m", attributes={"a": "b"}, permissions=permissions
-    )
+    ours = job_token(KEY, SECRET, "lobby", "ann", permissions=permissions)
     grants = VideoGrants(
         room_join=True,
         room="lobby",
@@ -52,9 +50,6 @@ def test_an_agent_joins_with_what_it_is_permitted() -> None:
         .with_grants(grants)
         .with_kind("agent")
         .with_identity("ann")
-        .with_name("Ann")
-        .with_metadata("m")
-        .with_attributes({"a": "b"})
         .with_ttl(timedelta(hours=1))
         .to_jwt()
     )

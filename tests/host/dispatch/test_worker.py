@@ -336,6 +336,36 @@ async def test_draining_lets_jobs_finish_and_takes_no_more(
             await draining
 
 
+async def test_draining_keeps_the_promises_that_were_given_and_gives_no_more(
+    server: FakeLiveKit, supervisors: list[FakeSupervisor]
+) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def request_fnc(request: JobRequest) -> None:
+        if request.id == "AJ_asked":
+            asked.set()
+            await go_on.wait()
+        await request.accept()
+
+    async with registered(server, request_fnc=request_fnc) as (worker, session):
+        await session.offer("AJ_promised")
+        assert (await server.said(session, "availability")).availability.available
+        await session.offer("AJ_asked")
+        await asked.wait()
+        draining = asyncio.create_task(worker.drain())
+        await server.full(session)
+        go_on.set()
+        assert not (await server.said(session, "availability", 2)).availability.available
+        assert not draining.done()
+        await session.assign("AJ_promised")
+        job = await supervisors[0].job("AJ_promised")
+        assert not job.shutdowns
+        job.finish()
+        await server.job_status(session, "AJ_promised", SUCCESS)
+        async with asyncio.timeout(5):
+            await draining
+
+
 async def test_what_has_not_finished_in_drain_timeout_is_ended(
     server: FakeLiveKit, supervisors: list[FakeSupervisor], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -135,6 +135,74 @@ async def test_a_callback_that_fails_is_logged_and_the_others_run(job: Job, capl
     assert "no database" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (SystemExit(0), "the entrypoint raised SystemExit(0)"),
+        (KeyboardInterrupt(), "the entrypoint raised KeyboardInterrupt()"),
+        (asyncio.CancelledError("a task of its own"), "the entrypoint raised CancelledError('a task of its own')"),
+        (BaseExceptionGroup("several", [SystemExit(3)]), "the entrypoint raised BaseExceptionGroup"),
+    ],
+)
+async def test_whatever_an_entrypoint_raises_fails_the_job_in_order(job: Job, raised: BaseException, says: str) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        await ctx.connect()
+        ctx.add_shutdown_callback(lambda reason: job.log.append("callback"))
+        raise raised
+
+    outcome = await job.run(entrypoint)
+    assert outcome.status == "failed"
+    assert outcome.error.startswith(f"EntrypointError: {says}")
+    assert job.log[-4:] == ["callback", f"failed {outcome.error}", "failed passed on", "leave"]
+
+
+async def test_an_entrypoint_that_raises_after_its_session_has_failed(job: Job) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        await ctx.connect()
+        job.room.closed.set()
+        await asyncio.sleep(0.05)
+        raise OSError("the summary cannot be stored")
+
+    outcome = await job.run(entrypoint)
+    assert outcome == JobOutcome("failed", "OSError: the summary cannot be stored", "the caller has left")
+
+
+async def test_an_exception_group_is_told_by_its_first(job: Job) -> None:
+    async def entrypoint(ctx: JobContext) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(asyncio.sleep(10))
+            raise KeyError("customer")
+
+    assert (await job.run(entrypoint)).error == "KeyError: 'customer'"
+
+
+@pytest.mark.parametrize("raised", [SystemExit(1), asyncio.CancelledError(), KeyboardInterrupt()])
+async def test_a_callback_may_raise_anything(job: Job, caplog: pytest.LogCaptureFixture, raised: BaseException) -> None:
+    async def bad(reason: str) -> None:
+        raise raised
+
+    async def entrypoint(ctx: JobContext) -> None:
+        ctx.add_shutdown_callback(bad)
+        ctx.add_shutdown_callback(lambda reason: job.log.append("second callback"))
+
+    assert (await job.run(entrypoint)).status == "success"
+    assert job.log[-4:] == ["second callback", "success", "success passed on", "leave"]
+    assert "a shutdown callback failed" in caplog.text
+
+
+async def test_a_callback_that_hangs_keeps_no_other_from_running(job: Job) -> None:
+    hangs = asyncio.Event()
+
+    async def entrypoint(ctx: JobContext) -> None:
+        async def waits_for_the_other(reason: str) -> None:
+            await hangs.wait()
+
+        ctx.add_shutdown_callback(waits_for_the_other)
+        ctx.add_shutdown_callback(lambda reason: hangs.set())
+
+    assert (await job.run(entrypoint)).status == "success"
+
+
 async def test_without_an_inference_process_the_job_fails_with_one_line(
     job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ class Peer:
         await self.expect(s.Ready)
         self.stream.send(start)
         assert (await self.expect(s.JobUpdate)).status == "running"
+        await self.expect(s.Ending)
         final = await self.expect(s.JobUpdate)
         self.stream.send(s.JobUpdateAck(final.job_id))
         return final, await self.expect(s.Exiting)
@@ -184,3 +185,10 @@ async def test_functions_of_modules_are_found_where_the_starter_found_them(
     async with job_thread(initialize) as (peer, _):
         final, _ = await peer.hold(START)
     assert final.status == "success"
+
+
+def test_a_warning_of_livekit_that_means_nothing_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """A remote track's handle is given back twice, whoever uses it: natively, and with its Python object."""
+    for text in ("room_apis::server - Attempted to drop unknown FFI handle: 99", "signal client closed"):
+        logging.getLogger("livekit").warning(text)
+    assert [record.message for record in caplog.records] == ["signal client closed"]

@@ -1,15 +1,17 @@
 """The inference process is killed in the middle of a conversation, and another takes its place.
 
-Real time, the real process with fake engines that take their time, SIGKILL, one room that lives through it.
+Real time, the real process with fake engines that take their time, SIGKILL, one room that lives through it. Most
+of it is waiting for a caller who speaks, so conversations are held at the same time, each with a process of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -61,6 +63,7 @@ class Call:
     def __init__(self, processes: Processes, tmp_path: Path, waves: list[str]) -> None:
         assert processes.running is not None
         settings = processes.running.settings
+        self.waves = waves
         self.room = LocalRoom("call", waves, str(tmp_path / "out.wav"), response_timeout_s=45.0)
         self.turns: list[TurnReport] = []
         self.session: VoiceSession | None = None
@@ -96,10 +99,10 @@ class Call:
         return [(item.role, item.content) for item in self.session.history.items]
 
     def check(self, outcome: JobOutcome, greeting: str = "") -> None:
-        """Both questions were understood and answered, whole and once, in order."""
+        """Every question was understood and answered, whole and once, in order."""
         assert outcome == JobOutcome("success", "", "the caller has left")
         assert self.room.unanswered == []
-        assert [turn.turn for turn in self.turns] == [1, 2]
+        assert [turn.turn for turn in self.turns] == list(range(1, len(self.waves) + 1))
         for turn in self.turns:
             heard_ms = int(turn.transcript.split()[1])
             assert turn.audio_s * 1000 < heard_ms < turn.audio_s * 1000 + 600
@@ -107,9 +110,10 @@ class Call:
             assert not turn.interrupted
         said = [part for turn in self.turns for part in (("user", turn.transcript), ("assistant", turn.reply))]
         assert self.said() == ([("assistant", greeting)] if greeting else []) + said
-        # Whole words were lost to no one: both questions are as long as their recordings.
-        assert self.turns[0].audio_s == pytest.approx(1.2, abs=0.35)
-        assert self.turns[1].audio_s == pytest.approx(1.5, abs=0.45)
+        # Whole words were lost to no one: the questions are as long as their recordings.
+        for turn, wave in zip(self.turns, self.waves, strict=True):
+            seconds, tolerance = {DATE: (1.2, 0.35), FORWARD: (1.5, 0.45)}[wave]
+            assert turn.audio_s == pytest.approx(seconds, abs=tolerance)
 
 
 @pytest.fixture
@@ -131,56 +135,98 @@ def nothing_left() -> Iterator[None]:
     assert not [kind for kind in opened() if "memfd:roomful" in kind]
 
 
-@pytest.fixture
-async def processes(tmp_path: Path, nothing_left: None) -> AsyncIterator[Processes]:
+@asynccontextmanager
+async def process_of_its_own(runtime_dir: Path) -> AsyncIterator[Processes]:
+    """An inference process, and those that take its place."""
     async with AsyncExitStack() as stack:
-        processes = Processes(stack, tmp_path)
+        processes = Processes(stack, runtime_dir)
         await processes.start()
         yield processes
 
 
+@pytest.fixture
+async def processes(tmp_path: Path, nothing_left: None) -> AsyncIterator[Processes]:
+    """A process of the test's own. No task is left when it has ended."""
+    before = others()
+    async with process_of_its_own(tmp_path) as processes:
+        yield processes
+    assert others() <= before
+
+
+def others() -> set[asyncio.Task[object]]:
+    """Every task but the one that asks."""
+    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+
+Scenario = Callable[[Processes, Path], Awaitable[None]]
+
+
+async def hold_all(tmp_path: Path, scenarios: dict[str, Scenario]) -> None:
+    """Every scenario at the same time. No task is left afterwards."""
+    before = others()
+
+    async def hold(number: int, scenario: Scenario) -> None:
+        # A unix socket's path is short.
+        (place := tmp_path / str(number)).mkdir()
+        async with process_of_its_own(place) as processes:
+            await scenario(processes, place)
+
+    results = await asyncio.gather(
+        *(hold(number, scenario) for number, scenario in enumerate(scenarios.values())), return_exceptions=True
+    )
+    failures = [result for result in results if isinstance(result, Exception)]
+    for name, result in zip(scenarios, results, strict=True):
+        if isinstance(result, Exception):
+            result.add_note(f"in: {name}")
+    if failures:
+        raise ExceptionGroup("conversations", failures)
+    assert others() <= before
+
+
 @asynccontextmanager
 async def calling(call: Call, greeting: str = "") -> AsyncIterator[asyncio.Task[JobOutcome]]:
-    """The call, held in a task. Every other task that it started is over when it is."""
-    before = asyncio.all_tasks()
+    """The call, held in a task."""
     holding = asyncio.create_task(call.hold(greeting))
     try:
         yield holding
     finally:
         holding.cancel()
         await asyncio.wait([holding])
-    left = [task for task in asyncio.all_tasks() - before if task.get_coro().__name__ != "_collect_log"]  # type: ignore[union-attr]
-    assert left == []
 
 
-@pytest.mark.parametrize(
-    ("state", "turn"),
-    [
-        ("listening", 0),
-        ("user speaking", 0),
-        ("endpointing", 0),
-        ("transcribing", 0),
-        ("thinking", 1),
-        ("speaking", 1),
-        ("listening", 1),
-    ],
+STATES = (
+    ("listening", 0),
+    ("user speaking", 0),
+    ("endpointing", 0),
+    ("transcribing", 0),
+    ("thinking", 1),
+    ("speaking", 1),
+    ("listening", 1),
 )
-async def test_a_kill_in_every_state(
-    processes: Processes, tmp_path: Path, state: str, turn: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+
+
+async def a_kill_in(state: str, turn: int, processes: Processes, tmp_path: Path) -> None:
     call = Call(processes, tmp_path, [DATE, FORWARD])
     async with calling(call) as holding:
         await call.until(state, turn=turn)
         processes.kill()
         await processes.start()
         call.check(await holding)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_kill_in_every_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await hold_all(
+        tmp_path, {f"{state} after {turn}": functools.partial(a_kill_in, state, turn) for state, turn in STATES}
+    )
     gone = [record for record in caplog.records if "the room stays" in record.message]
     back = [record for record in caplog.records if "is back after" in record.message]
-    assert [record.levelno for record in (*gone, *back)] == [logging.WARNING, logging.INFO]
+    assert [record.levelno for record in gone] == [logging.WARNING] * len(STATES)
+    assert [record.levelno for record in back] == [logging.INFO] * len(STATES)
 
 
-async def test_a_kill_in_the_middle_of_speech(processes: Processes, tmp_path: Path) -> None:
+async def a_kill_in_the_middle_of_speech(processes: Processes, tmp_path: Path) -> None:
     call = Call(processes, tmp_path, [DATE, FORWARD])
     async with calling(call) as holding:
         await call.until("speaking", turn=1)
@@ -189,22 +235,22 @@ async def test_a_kill_in_the_middle_of_speech(processes: Processes, tmp_path: Pa
             while call.room.heard_samples() < 0.75 * 22_050:  # noqa: ASYNC110 (a count of the room's clock)
                 await asyncio.sleep(0.005)
         processes.kill()
-        # The process takes seconds to come: nothing is heard meanwhile.
-        starting = asyncio.create_task(processes.start())
         async with asyncio.timeout(DEADLINE_S):
             while call.said()[-1][0] != "assistant":  # noqa: ASYNC110 (a list grows)
                 await asyncio.sleep(0.005)
         heard, kept = call.room.heard_samples(), call.said()[-1][1]
         assert "You said: heard 1".startswith(kept[:10])
-        await starting
-        assert call.room.heard_samples() <= heard + 22_050 * 0.3
+        # While nobody is there, nothing is heard.
+        await asyncio.sleep(0.4)
+        assert call.room.heard_samples() == heard
+        await processes.start()
         call.check(await holding)
         assert call.turns[0].reply.startswith(kept)
         # The word that was cut off is said again; the others are not.
         assert 5 * 0.3 <= call.turns[0].reply_audio_s <= 6 * 0.3 + 0.05
 
 
-async def test_a_hang_that_ends_with_a_kill(processes: Processes, tmp_path: Path) -> None:
+async def a_hang_that_ends_with_a_kill(processes: Processes, tmp_path: Path) -> None:
     """Detection stops long before the connection breaks; all that was said meanwhile is heard in the end."""
     call = Call(processes, tmp_path, [DATE, FORWARD])
     async with calling(call) as holding:
@@ -218,7 +264,7 @@ async def test_a_hang_that_ends_with_a_kill(processes: Processes, tmp_path: Path
         call.check(await holding)
 
 
-async def test_a_greeting_is_said_to_its_end(processes: Processes, tmp_path: Path) -> None:
+async def a_greeting_is_said_to_its_end(processes: Processes, tmp_path: Path) -> None:
     call = Call(processes, tmp_path, [DATE, FORWARD])
     async with calling(call, "Good day to you all.") as holding:
         await call.until("speaking")
@@ -227,7 +273,7 @@ async def test_a_greeting_is_said_to_its_end(processes: Processes, tmp_path: Pat
         call.check(await holding, "Good day to you all.")
 
 
-async def test_two_kills_in_one_conversation(processes: Processes, tmp_path: Path) -> None:
+async def two_kills_in_one_conversation(processes: Processes, tmp_path: Path) -> None:
     call = Call(processes, tmp_path, [DATE, FORWARD])
     async with calling(call) as holding:
         await call.until("user speaking")
@@ -237,6 +283,28 @@ async def test_two_kills_in_one_conversation(processes: Processes, tmp_path: Pat
         processes.kill()
         await processes.start()
         call.check(await holding)
+
+
+async def a_session_waits_for_a_process_that_is_away(processes: Processes, tmp_path: Path) -> None:
+    call = Call(processes, tmp_path, [DATE, FORWARD])
+    processes.kill()
+    async with calling(call) as holding:
+        await asyncio.sleep(0.5)
+        assert call.session is None
+        await processes.start()
+        call.check(await holding)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_kills_at_other_moments(tmp_path: Path) -> None:
+    scenarios: tuple[Scenario, ...] = (
+        a_kill_in_the_middle_of_speech,
+        a_hang_that_ends_with_a_kill,
+        a_greeting_is_said_to_its_end,
+        two_kills_in_one_conversation,
+        a_session_waits_for_a_process_that_is_away,
+    )
+    await hold_all(tmp_path, {scenario.__name__: scenario for scenario in scenarios})  # type: ignore[attr-defined]
 
 
 async def test_a_refused_room_is_tried_again(
@@ -251,7 +319,7 @@ async def test_a_refused_room_is_tried_again(
         await attach(self, room)
 
     monkeypatch.setattr(link.InferenceLink, "attach", attach_later)
-    call = Call(processes, tmp_path, [DATE, FORWARD])
+    call = Call(processes, tmp_path, [DATE])
     async with calling(call) as holding:
         await call.until("thinking", turn=1)
         processes.kill()
@@ -291,14 +359,26 @@ async def test_a_process_that_never_comes_back_fails_the_job(
     assert call.turns[0].interrupted, "what was heard before is reported"
 
 
-async def test_a_session_waits_for_a_process_that_is_away(processes: Processes, tmp_path: Path) -> None:
-    call = Call(processes, tmp_path, [DATE, FORWARD])
-    processes.kill()
-    async with calling(call) as holding:
-        await asyncio.sleep(0.5)
-        assert call.session is None
-        await processes.start()
-        call.check(await holding)
+async def test_a_session_that_did_not_come_about_holds_no_slot(processes: Processes, tmp_path: Path) -> None:
+    """An author who waits for the caller for so long only, and then tries again."""
+    call = Call(processes, tmp_path, [DATE])
+    nobody_comes = asyncio.Event()
+
+    async def entrypoint(ctx: JobContext) -> None:
+        wait = ctx.room.wait_for_participant
+        ctx.room.wait_for_participant = lambda _: nobody_comes.wait()  # type: ignore[method-assign,assignment,return-value]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ctx.start_session(VoiceAgent("Be brief.")), 0.3)
+        ctx.room.wait_for_participant = wait  # type: ignore[method-assign]
+        await ctx.start_session(VoiceAgent("Be brief."))
+        client = await ctx.connect_inference()
+        # The slot of the first is free once the process has noticed the end of its connection.
+        while (await client.stats()).rooms != 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        ctx.shutdown("seen")
+
+    async with asyncio.timeout(DEADLINE_S):
+        assert await run_job(entrypoint, call.ctx, call.update) == JobOutcome("success", "", "seen")
 
 
 async def test_a_connection_of_the_agents_own(processes: Processes, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ async def test_job_memory_warn_mb(options, updates, caplog, monkeypatch, warn_mb
     assert len(said) == warnings
     for record in said:
         assert f"job_memory_warn_mb is {warn_mb}" in record.message
-        assert record.memory_mb > 80
+        assert record.memory_mb > warn_mb
         assert (record.pid, record.job_id, record.room) == (job.pid, "one", "room of one")
 
 

@@ -240,6 +240,21 @@ async def test_a_job_that_does_not_end_is_killed_after_the_grace(options, update
     assert updates.statuses == ["running", "failed"]
 
 
+async def test_a_job_that_ends_by_itself_and_hangs_is_killed_after_the_grace(options, updates):
+    agent = """
+        import asyncio
+        async def entrypoint(ctx):
+            ctx.add_shutdown_callback(lambda reason: asyncio.Event().wait())
+    """
+    async with Supervisor(options(agent, shutdown_process_timeout=0.5)) as supervisor:
+        async with asyncio.timeout(DEADLINE_S):
+            job = await supervisor.launch(start("one"), on_update=updates)
+            result = await job.wait()
+    assert result.exit_code == -signal.SIGKILL
+    assert "it did not end within 0.5 s of the end of its room" in result.error
+    assert updates.statuses == ["running", "failed"]
+
+
 async def test_a_killed_job_fails_once_with_the_signal_named(options, updates):
     async with Supervisor(options(FOREVER)) as supervisor:
         job = await supervisor.launch(start("one"), on_update=updates)
@@ -390,6 +405,19 @@ async def test_an_inference_process_that_takes_too_long_is_killed(options):
     with pytest.raises(InferenceError, match=r"it was not ready within 0.5 s"):
         async with Supervisor(options(inference_initialize_timeout=0.5), inference_command=command):
             pytest.fail("it came up")
+    assert own_children() == []
+
+
+async def test_a_host_that_ends_while_its_models_load_does_not_wait_for_them(options, seen):
+    environment = {**os.environ, "STUCK_AT": "loading"}
+    command = (sys.executable, "-m", "tests.inference.stuck_main")
+    given, progress = options(inference_environment=environment), []
+    supervisor = Supervisor(given, on_progress=progress.append, observer=seen, inference_command=command)
+    entering = asyncio.create_task(supervisor.__aenter__())
+    await eventually(lambda: progress == ["loading voice activity detection on cpu"])
+    entering.cancel()
+    await asyncio.wait([entering])
+    assert seen.killed == []
     assert own_children() == []
 
 

@@ -285,6 +285,8 @@ async def test_something_that_speaks_no_http_answers() -> None:
 async def test_the_live_table_outlives_its_host_and_ends_with_ctrl_c() -> None:
     """A real process, as on a terminal, for ``watch`` ends only with a signal."""
     program = (
+        # A shell starts its background jobs with Ctrl-C ignored, and that is inherited.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys\nfrom rich.console import Console\nfrom host.status import watch\n"
         "watch(sys.argv[1], 0.05, console=Console(width=80, force_terminal=True))"
     )

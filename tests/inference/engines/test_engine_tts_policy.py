@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from inference.engines.base import EngineError, EngineOptions
-from inference.engines.tts import PiperTextToSpeech, speakable, split_sentence
+from inference.engines.tts import (
+    LONG_OPENING,
+    SHORTEST_CLAUSE,
+    PiperTextToSpeech,
+    speakable,
+    split_opening,
+    split_sentence,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,27 @@ def test_a_long_sentence_is_cut_at_a_comma_or_between_words() -> None:
 
 def test_a_sentence_without_gaps_is_cut_anyway() -> None:
     assert [len(part) for part in split_sentence(["a"] * 25, longest=10)] == [10, 10, 5]
+
+
+@pytest.mark.parametrize("pause", [30, SHORTEST_CLAUSE - 1, LONG_OPENING - 2])
+def test_a_long_opening_is_its_first_clause_and_the_rest(pause: int) -> None:
+    phonemes = ["a"] * (LONG_OPENING + 50)
+    phonemes[pause] = phonemes[pause + 40] = ","
+    assert [len(part) for part in split_opening(phonemes)] == [pause + 1, len(phonemes) - pause - 1]
+
+
+@pytest.mark.parametrize("pause", [SHORTEST_CLAUSE - 2, LONG_OPENING - 1, LONG_OPENING + 10])
+def test_a_pause_that_comes_too_soon_or_too_late_cuts_nothing(pause: int) -> None:
+    phonemes = ["a"] * (LONG_OPENING + 50)
+    phonemes[pause] = ";"
+    assert split_opening(phonemes) == [phonemes]
+
+
+def test_an_opening_that_is_not_long_is_not_cut() -> None:
+    phonemes = ["a"] * LONG_OPENING
+    phonemes[30] = ","
+    assert split_opening(phonemes) == [phonemes]
+    assert split_opening([]) == [[]]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ LEGAL = {
         client idle     Ping Shutdown   idle
         server idle     InferenceReport Pong LogLine Exiting idle
         client open     JobUpdateAck Ping Shutdown open
-        server open     InferenceReport JobUpdate TurnReport Pong LogLine Exiting open
+        server open     InferenceReport JobUpdate TurnReport Ending Pong LogLine Exiting open
     """,
     FORKSERVER.name: """
         client new      Spawn           new
@@ -120,6 +120,7 @@ EXAMPLES: dict[str, Message] = {
     "TurnReport": s.TurnReport("j", 1, "a", "b", False, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
     "Shutdown": s.Shutdown("x"),
     "Exiting": s.Exiting("x"),
+    "Ending": s.Ending("x"),
 }
 
 

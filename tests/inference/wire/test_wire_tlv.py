@@ -135,6 +135,7 @@ TYPE_NUMBERS = {
     "InferenceReport": 215, "Ping": 220, "Pong": 221,
     "LogLine": 222, "StartJob": 230, "JobUpdate": 231, "JobUpdateAck": 232, "TurnReport": 233, "Shutdown": 240,
     "Exiting": 241,
+    "Ending": 242,
 }  # fmt: skip
 
 
