@@ -114,9 +114,10 @@ async def test_a_cancel_is_silent_at_once_at_full_load(tmp_path: Path) -> None:
     assert p99 < 0.5, "50 ms is what it must show on a machine with nothing else to do"
 
 
-async def answer_turns(room: InferenceRoom, turns: int) -> list[float]:
-    """Seconds from the end of each turn to its first audio, one turn after the other."""
+async def answer_turns(room: InferenceRoom, turns: int, begin_s: float) -> list[float]:
+    """Seconds from the end of each turn to its first audio, one turn after the other, the first in ``begin_s``."""
     responses = []
+    await asyncio.sleep(begin_s)
     for turn in range(turns):
         began = time.monotonic()
         await room.transcribe(0, SECOND)
@@ -142,7 +143,8 @@ async def test_a_room_that_floods_the_host_does_not_slow_the_others_down(tmp_pat
     ):
 
         async def converse() -> list[float]:
-            answered = await asyncio.gather(*(answer_turns(caller, 8) for caller in callers))
+            # Callers who all speak at once are in each other's way, with a flood or without.
+            answered = await asyncio.gather(*(answer_turns(caller, 8, 0.5 * n) for n, caller in enumerate(callers)))
             return [response for responses in answered for response in responses]
 
         before = await converse()
@@ -154,7 +156,7 @@ async def test_a_room_that_floods_the_host_does_not_slow_the_others_down(tmp_pat
     for share in (0.5, 0.95):
         one, other = percentile(before, share), percentile(after, share)
         say(f"response p{100 * share:.0f}: {one:.3f} s, with a flooding room {other:.3f} s: {other / one - 1:+.0%}")
-    # 20 % is what it must show; on a shared machine only the absence of a queue of eight can be told for sure.
+    # 24 turns on a shared machine tell a queue of eight from none; they cannot tell 15 % from 25 %.
     assert percentile(after, 0.95) < 2 * percentile(before, 0.95) + 0.2
 
 

@@ -401,6 +401,7 @@ def test_nobody_starves_and_nobody_takes_much_more_than_the_others(rooms: list[f
 # --- conversations --------------------------------------------------------------------------------
 
 SEEDS = (1, 2, 3)
+"""The planner's constants were chosen with these: a guard against getting worse, not a measurement."""
 SIMULATED_S = 400.0
 
 
