@@ -25,8 +25,10 @@ _FIXED = 0.5
 class Stage(enum.Enum):
     """What a quantum does. Only tasks of one stage share one."""
 
+    ENCODE = "encode"
+    """The audio of utterances, for speech to text."""
     TRANSCRIBE = "transcribe"
-    """Speech to text; the size counts windows of audio."""
+    """The words of utterances that are encoded."""
     PREFILL = "prefill"
     """A chunk of prompts."""
     DECODE = "decode"
@@ -38,7 +40,8 @@ class Stage(enum.Enum):
 
 
 ASSUMED_S = {
-    Stage.TRANSCRIBE: 0.2,
+    Stage.ENCODE: 0.1,
+    Stage.TRANSCRIBE: 0.1,
     Stage.PREFILL: 0.05,
     Stage.DECODE: 0.01,
     Stage.FIRST_SPEECH: 0.06,
@@ -57,6 +60,14 @@ class CostTable:
     def __repr__(self) -> str:
         known = {stage.value: {n: round(1000 * s, 2) for n, s in self.known(stage)} for stage in Stage}
         return f"<CostTable in ms: {known}>"
+
+    def copy(self) -> CostTable:
+        """Another one that knows as much and learns for itself."""
+        other = CostTable()
+        for stage in Stage:
+            for size, seconds in self.known(stage):
+                other.learn(stage, size, seconds)
+        return other
 
     def learn(self, stage: Stage, size: int, seconds: float) -> None:
         """A quantum of ``size`` (at least 1) took ``seconds``."""
