@@ -183,8 +183,8 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
     logger.debug("warm-up heard %r; %r", heard, costs)
 
     trace = _trace(settings.trace_file)
-    device_lane = DeviceLane(engines, costs, trace)
-    vad_lane = VadLane(engines.vad, device_lane.paused, trace)
+    device_lane = DeviceLane(engines, costs, trace, context_tokens=settings.context_tokens)
+    vad_lane = VadLane(engines.vad, trace)
     welcome = m.Welcome(
         version=m.PROTOCOL_VERSION,
         device=device,

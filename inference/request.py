@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,17 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.costs import Stage
-from inference.planner import Kind
+from inference.planner import GUESS_S, Kind
 from inference.rooms import Room
 from inference.wire import messages as m
 from inference.wire.tlv import Message
 
 Ask = m.Transcribe | m.Generate | m.Speak
-
-_WINDOW = 15 * 16_000
-"""Samples of an utterance that count as one in the table of costs."""
-
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -68,23 +64,14 @@ class Request:
                 return Kind.TTS
 
     @property
-    def stage(self) -> Stage:
-        """What its next quantum would do."""
+    def wanted(self) -> float:
+        """From when on somebody waits for it; infinite for what may never be wanted."""
         match self.ask:
-            case m.Transcribe():
-                return Stage.TRANSCRIBE
-            case m.Generate():
-                return Stage.DECODE if self.advanced else Stage.PREFILL
-            case m.Speak():
-                return Stage.SPEECH if self.advanced else Stage.FIRST_SPEECH
-
-    @property
-    def work(self) -> int:
-        """What it adds to the size of a batch, as the table of costs counts."""
-        match self.ask:
-            case m.Transcribe(start=start, end=end):
-                return max(1, -(-(end - start) // _WINDOW))
-        return 1
+            case m.Transcribe(partial=True) | m.Generate(speculative=True):
+                return math.inf
+            case m.Transcribe(speculative=True):
+                return self.asked + GUESS_S
+        return self.asked
 
     @property
     def number(self) -> int:

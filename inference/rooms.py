@@ -91,15 +91,14 @@ class Room:
                 return None
             return window
 
-    def observe(self, probability: float) -> Message | None:
-        """Tell the room how likely the last window of ``next_window`` is speech; what it told its job of it."""
+    def observe(self, probability: float) -> None:
+        """Tell the room how likely the last window of ``next_window`` is speech."""
         with self._lock:
             if self._closed or self._activity is None:
-                return None
+                return
             event = self._activity.observe(probability, self._heard - VAD_WINDOW, self._heard)
         if event is not None:
             self.deliver(event)
-        return event
 
     # --- requests (the device lane) -----------------------------------------------------------------
 

@@ -15,12 +15,12 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from inference.costs import CostTable, Stage
-from inference.planner import V, GUESS_S, KIND_OF, Kind, Planner, Quantum, Task
+from inference.planner import GUESS_S, KIND_OF, Kind, Planner, Quantum, Task
 
 Uniform = Callable[[float, float], float]
 """Draws between two numbers; ``random.Random(seed).uniform``. All chance comes from it."""
@@ -32,7 +32,7 @@ class Habits:
 
     pause_s: float = 0.1
     """From the last sound until voice activity detection tells of a pause."""
-    endpointing_s: float = 0.256
+    endpointing_s: float = 0.5
     """From the last sound until the turn is over."""
     false_pauses: float = 0.3
     """Pauses in an utterance at which a guess is made for nothing, per turn (0 to 1)."""
@@ -60,9 +60,6 @@ class Habits:
 
 class Policy(Protocol):
     """What a planner is to a lane."""
-
-    def asked(self, room: int, now: float) -> None:
-        """A room has asked for something."""
 
     def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
         """A quantum for ``rooms`` has taken ``seconds``."""
@@ -132,13 +129,13 @@ class Simulation:
         *,
         habits: Habits | None = None,
         policy: Policy | None = None,
-        max_utterances: int = 4,
+        limits: Mapping[Stage, int] | None = None,
     ) -> None:
         self.now = 0.0
         self._costs = costs
         self._habits = habits or Habits()
         self._uniform = uniform
-        self._policy = policy or Planner(costs.copy(), max_utterances=max_utterances)
+        self._policy = policy or Planner(costs.copy(), limits)
         self._asked: dict[int, _Ask] = {}
         self._keys = itertools.count(1)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -157,14 +154,10 @@ class Simulation:
         while self.now < seconds:
             self._happen(self.now)
             quantum = self._policy.decide(self.now, self._tasks())
-            if isinstance(quantum, Quantum):
+            if quantum is not None:
                 self._perform(quantum)
             else:
-                w = self._events[0][0] if self._events else seconds
-                if quantum is not None:
-                    w = min(w, quantum.until)
-                    self._quanta[quantum.why] += w - self.now
-                self.now = w
+                self.now = self._events[0][0] if self._events else seconds
         return Outcome(
             seconds=self.now,
             responses=tuple(sorted(self._responses)),
@@ -205,14 +198,20 @@ class Simulation:
             what()
 
     def _tasks(self) -> list[Task]:
+        speaking = {ask.room for ask in self._asked.values() if KIND_OF[ask.stage] is Kind.TTS}
         return [
-            Task(ask.stage, ask.key, ask.room, ask.since, ask.wanted, self._buffered_s(ask)) for ask in self._asked.values()
+            Task(
+                ask.stage,
+                ask.key,
+                ask.room,
+                ask.since,
+                ask.wanted,
+                # Who floods hears nobody out.
+                max(0.0, self._rooms[ask.room].heard_until - self.now) if ask.room < len(self._rooms) else 0.0,
+                ask.room in speaking,
+            )
+            for ask in self._asked.values()
         ]
-
-    def _buffered_s(self, ask: _Ask) -> float:
-        if KIND_OF[ask.stage] is Kind.STT or ask.room >= len(self._rooms):
-            return 0.0
-        return max(0.0, self._rooms[ask.room].heard_until - self.now)
 
     def _perform(self, quantum: Quantum) -> None:
         served = len(quantum.requests)
@@ -249,11 +248,10 @@ class Simulation:
     ) -> _Ask:
         ask = _Ask(next(self._keys), room, stage, self.now, wanted, tokens, speech_s, on_token, on_end)
         self._asked[ask.key] = ask
-        self._policy.asked(room, self.now)
         return ask
 
     def _advance(self, ask: _Ask) -> None:
-        if KIND_OF[ask.stage] is Kind.STT and not V.get("keepstt") or KIND_OF[ask.stage] is Kind.LLM and not V.get("keepllm") or KIND_OF[ask.stage] is Kind.TTS and not V.get("keeptts"): ask.since = self.now
+        ask.since = self.now
         match ask.stage:
             case Stage.ENCODE:
                 ask.stage = Stage.TRANSCRIBE

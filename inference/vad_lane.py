@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 
 from inference.engines.base import VoiceActivityEngine
 from inference.rooms import Room
 from inference.trace import VAD_LANE, Trace
-from inference.wire import messages as m
 
 logger = logging.getLogger(__name__)
 
@@ -21,19 +19,10 @@ _MAX_WINDOWS_PER_TICK = 32
 
 
 class VadLane:
-    """Every 32 ms: one window of every listening room, one batched forward, events to the jobs.
+    """Every 32 ms: one window of every listening room, one batched forward, events to the jobs."""
 
-    ``paused`` is called for a room whose caller may have finished, on the lane's thread.
-    """
-
-    def __init__(
-        self,
-        engine: VoiceActivityEngine,
-        paused: Callable[[Room], None] = lambda _: None,
-        trace: Trace | None = None,
-    ) -> None:
+    def __init__(self, engine: VoiceActivityEngine, trace: Trace | None = None) -> None:
         self._engine = engine
-        self._paused = paused
         self._trace = trace
         self._rooms: dict[int, Room] = {}
         self._lock = threading.Lock()
@@ -86,7 +75,6 @@ class VadLane:
                 probabilities = self._engine.probabilities([room.slot for room, _ in ready], windows)
                 ended = time.monotonic()
             for (room, _), probability in zip(ready, probabilities, strict=True):
-                if isinstance(room.observe(float(probability)), m.SpeechPaused):
-                    self._paused(room)
+                room.observe(float(probability))
             if self._trace is not None:
                 self._trace.slice(VAD_LANE, "voice activity", began, ended, rooms=len(ready))
