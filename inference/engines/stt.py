@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from inference.engines.base import (
     SAMPLE_RATE,
-    Audio,
     EngineError,
     EngineOptions,
     SttStep,
@@ -33,6 +32,7 @@ from inference.engines.base import (
     Utterance,
     transcribe_in_steps,
 )
+from inference.engines.whisper_features import FRAMES_PER_S, LogMel, log_mel
 from inference.engines.whisper_search import TIMESTAMP_S, Piece, Search, Text, Transcribing, spoken
 
 LONGEST_UTTERANCE_S: Final = 120.0
@@ -40,9 +40,6 @@ LONGEST_UTTERANCE_S: Final = 120.0
 
 LATEST_START_S: Final = 1.0
 """Whisper's first timestamp is at most this; also OpenAI's ``max_initial_timestamp``."""
-
-_HOP: Final = 160  # samples in one mel frame: 10 ms
-_MEL_FRAMES_PER_S: Final = SAMPLE_RATE // _HOP
 
 
 class WhisperSpeechToText:
@@ -59,7 +56,7 @@ class WhisperSpeechToText:
         self._chosen_batch = max_batch
         self._ct2: Any = None
         self._whisper: Any = None  # ctranslate2.models.Whisper
-        self._mel: Any = None  # log-mel of float32 audio
+        self._log_mel: LogMel | None = None
         self._tokenizers: dict[str, Any] = {}
         self._make_tokenizer: Any = None
         self._suppressed: list[int] = []
@@ -96,14 +93,13 @@ class WhisperSpeechToText:
                 num_workers=1,
                 local_files_only=True,
             )
-            mel = whisper.feature_extractor
-            if len(mel.mel_filters) != whisper.model.n_mels:  # a folder without preprocessor_config.json
-                mel = FeatureExtractor(feature_size=whisper.model.n_mels)
+            # Whatever a preprocessor_config.json says: these are the features that the model was trained on.
+            features = log_mel(FeatureExtractor(feature_size=whisper.model.n_mels).mel_filters, options.device)
         except (ImportError, OSError, RuntimeError, ValueError) as exc:
             raise EngineError(f"speech to text: cannot load {model} on {options.device}: {exc}") from exc
         self._ct2 = ctranslate2
         self._whisper = whisper.model
-        self._mel = mel
+        self._log_mel = features
         self._multilingual = bool(whisper.model.is_multilingual)
         self._languages = frozenset(whisper.supported_languages)
         self._tokenizers = {}
@@ -158,7 +154,7 @@ class WhisperSpeechToText:
 
     def close(self) -> None:
         """Free the model."""
-        self._whisper = self._mel = self._make_tokenizer = None
+        self._whisper = self._log_mel = self._make_tokenizer = None
         self._tokenizers = {}
         self._running.clear()
 
@@ -224,8 +220,8 @@ class WhisperSpeechToText:
     def _encode(self, batch: Sequence[Transcribing]) -> None:
         pieces = [_piece(one) for one in batch]
         window_s = max(_search(one).window_s for one in batch)
-        frames = round(window_s * _MEL_FRAMES_PER_S)
-        rows = np.stack([self._features(piece.audio, frames) for piece in pieces])
+        assert self._log_mel is not None
+        rows = self._log_mel([piece.audio for piece in pieces], round(window_s * FRAMES_PER_S))
         encoded = np.asarray(self._whisper.encode(self._view(rows), to_cpu=True))
         for index, piece in enumerate(pieces):
             piece.encoded = encoded[index : index + 1]
@@ -258,18 +254,6 @@ class WhisperSpeechToText:
 
     def _view(self, array: NDArray[np.generic]) -> Any:
         return self._ct2.StorageView.from_array(np.ascontiguousarray(array))
-
-    def _features(self, audio: Audio, frames: int) -> NDArray[np.float32]:
-        """Log-mel (mels, ``frames``) of ``audio`` followed by silence, as if it had been padded with zeros.
-
-        Whisper's features end 8 decades (2.0 after its scaling) below their maximum, so that is what
-        silence looks like; computing it costs nothing. 400 samples let the last window of the
-        transform fall off the end of the speech.
-        """
-        mel = self._mel(audio, padding=400).astype(np.float32)[:, :frames]
-        out = np.full((mel.shape[0], frames), mel.max() - 2.0, np.float32)
-        out[:, : mel.shape[1]] = mel
-        return out
 
     def _tokenizer(self, language: str) -> Any:
         tokenizer = self._tokenizers.get(language)
