@@ -32,6 +32,8 @@ PURE = (
     "host/job/turn.py",
     "host/job/chat.py",
     "host/job/speech.py",
+    "host/job/spoken.py",
+    "host/job/abbreviations.py",
     "inference/activity.py",
     "inference/costs.py",
     "inference/planner.py",
