@@ -247,9 +247,12 @@ class WhisperSpeechToText:
             suppress_tokens=self._suppressed,
             max_initial_timestamp_index=round(LATEST_START_S / TIMESTAMP_S),
         )
-        for one, tokenizer, result in zip(batch, tokenizers, results, strict=True):
-            piece = _piece(one)
-            piece.learn(_text(result, tokenizer, piece.seconds))
+        texts = [
+            _text(result, tokenizer, _piece(one).seconds)
+            for one, tokenizer, result in zip(batch, tokenizers, results, strict=True)
+        ]
+        for one, text in zip(batch, texts, strict=True):
+            _piece(one).learn(text)
 
     def _view(self, array: NDArray[np.generic]) -> Any:
         return self._ct2.StorageView.from_array(np.ascontiguousarray(array))
