@@ -32,7 +32,7 @@ RANDOM_SEED: Final = 0xFFFFFFFF
 FIRST_LOOK: Final = 512
 """The likeliest tokens, among which what the grammar allows is looked for before it is in all."""
 
-LONGEST_S: Final = 0.5
+LONGEST_S: Final = 0.1
 """Processor time for one token: a grammar that is ambiguous enough has states without end, and everybody waits."""
 
 
