@@ -210,7 +210,8 @@ class StartJob(Message):
     """Supervisor → job process: take one room. ``job``: a serialized livekit.Job ("" for a local room).
 
     ``transport`` "livekit": join ``url`` with ``token``. "local": play ``waves`` as the caller's turns
-    and write the agent's speech to ``out`` (and both sides to ``record``, when given).
+    and write the agent's speech to ``out`` (and both sides to ``record``, when given); or, with a ``url``
+    ``unix:PATH``, another process is the caller (``host.job.line``).
     ``identity``, ``name``, ``metadata``, ``attributes`` (a JSON object of strings): who the agent is in the
     room, as the request was accepted. ``worker_id``: the registration that the job came by.
     """

@@ -1,0 +1,127 @@
+"""What a caller hears: the agent's audio as it comes, taken 20 ms at a time. Pure, and without numpy.
+
+A tick in which there is not enough to hear, in the middle of an answer, is an underrun: the agent's end had
+200 ms to send ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from host.job.room import AgentState
+from host.loadtest.timeline import Event, Gap, Heard
+
+TICK_S = 0.02
+VOICED = 330
+"""A sample is voiced from 1 % of full scale on."""
+MERGE_S = 0.3
+"""Shorter silence is a part of speech."""
+
+
+class Voice:
+    """Finds stretches of voice in ticks of audio. ``hears``: whether the last tick had any."""
+
+    def __init__(self) -> None:
+        self.hears = False
+        self._begin_s: float | None = None
+        self._end_s = 0.0
+
+    def tick(self, at_s: float, samples: Sequence[int], rate: int) -> list[Event]:
+        """The tick that begins at ``at_s``: a stretch that began in it, or one that has ended before."""
+        events: list[Event] = []
+        self.hears = bool(len(samples)) and (max(samples) >= VOICED or min(samples) <= -VOICED)
+        if self.hears:
+            if self._begin_s is None:
+                self._begin_s = at_s + _first(samples) / rate
+                events.append(Heard(self._begin_s))
+            self._end_s = at_s + (_last(samples) + 1) / rate
+        elif self._begin_s is not None and at_s + TICK_S - self._end_s >= MERGE_S:
+            events += self.finish()
+        return events
+
+    def finish(self) -> list[Event]:
+        """End the stretch that goes on, if any."""
+        begin_s, self._begin_s = self._begin_s, None
+        return [Heard(begin_s, self._end_s)] if begin_s is not None else []
+
+
+class Ear:
+    """The caller's end of the agent's audio at ``rate`` Hz.
+
+    ``heard``, ``dropped``: samples so far; ``cleared``: the last silence that was obeyed. ``answer``: what was heard
+    since it was taken.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.heard = 0
+        self.dropped = 0
+        self.cleared = 0
+        self.answer = bytearray()
+        self.rate = rate
+        self._queue = bytearray()
+        self._voice = Voice()
+        self._answering = False
+        self._gap_s: float | None = None
+        self._ticks = 0
+
+    @property
+    def hears(self) -> bool:
+        """Whether there was voice in the last tick."""
+        return self._voice.hears
+
+    def push(self, pcm: bytes) -> None:
+        """Audio of the agent, int16."""
+        self._queue += pcm
+
+    def clear(self, number: int) -> None:
+        """The agent falls silent: what was not heard is dropped."""
+        self.dropped += len(self._queue) // 2
+        self._queue.clear()
+        self.cleared = number
+        self._over()
+
+    def agent_does(self, state: AgentState) -> None:
+        """The agent's state has changed."""
+        if state == "listening":
+            self._over()
+
+    def take_answer(self) -> bytes:
+        """What was heard since the last time."""
+        answer = bytes(self.answer)
+        self.answer.clear()
+        return answer
+
+    def tick(self, at_s: float) -> list[Event]:
+        """Hear the 20 ms that begin at ``at_s``."""
+        events: list[Event] = []
+        wanted = self.rate * (self._ticks + 1) // 50 - self.rate * self._ticks // 50
+        self._ticks += 1
+        pcm = bytes(self._queue[: 2 * wanted])
+        del self._queue[: len(pcm)]
+        count = len(pcm) // 2
+        if count:
+            self.heard += count
+            self.answer += pcm
+            if self._gap_s is not None:
+                events.append(Gap(self._gap_s, (at_s - self._gap_s) * 1000))
+                self._gap_s = None
+            self._answering = True
+        if count < wanted and self._answering and self._gap_s is None:
+            self._gap_s = at_s + count / self.rate
+        return events + self._voice.tick(at_s, memoryview(pcm).cast("h"), self.rate)
+
+    def finish(self) -> list[Event]:
+        """The call is over."""
+        return self._voice.finish()
+
+    def _over(self) -> None:
+        self._answering = False
+        self._gap_s = None
+
+
+def _first(samples: Sequence[int]) -> int:
+    return next(index for index, sample in enumerate(samples) if abs(sample) >= VOICED)
+
+
+def _last(samples: Sequence[int]) -> int:
+    return next(index for index in range(len(samples) - 1, -1, -1) if abs(samples[index]) >= VOICED)
