@@ -27,6 +27,7 @@ from host.signals import run
 if TYPE_CHECKING:
     from host.config import Config
     from host.loadtest.load_test import LoadTest
+    from host.loadtest.report import Report
 
 CALLERS, REPORT = "Callers", "Report"
 """Panels of ``--help``."""
@@ -125,13 +126,15 @@ def loadtest(
 
 
 async def _hold(test: LoadTest, settings: Config, out: Path | None) -> None:
-    from host.loadtest import load_test
+    from host.loadtest import load_test, report
     from host.loadtest.screen import Screen, process_table, stage_table, table
 
     with Screen(errors) as screen:
         curves = await load_test.run(
             test, settings, on_progress=screen.progress, show=screen.show, on_point=screen.point
         )
+    if out is not None:
+        _write(report.make(test, settings, curves), out)
     for curve in curves:
         output.print(table(curve, test.target_ms))
         output.print(stage_table(curve.points))
@@ -143,6 +146,21 @@ async def _hold(test: LoadTest, settings: Config, out: Path | None) -> None:
         raise ConversationError(
             f"cross-talk: in {first.room} was heard what belongs to {first.other} ({first.how}): {first.text!r}"
         )
+
+
+def _write(found: Report, out: Path) -> None:
+    from host.loadtest.page import charts_possible, page
+    from host.loadtest.report import to_json
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_bytes(to_json(found))
+        if charts_possible():
+            (out / "report.html").write_text(page(found), encoding="utf-8")
+        else:
+            errors.print("for report.html with its charts install matplotlib: pip install 'roomful\\[loadtest]'")
+    except OSError as exc:
+        raise ConfigError(f"--out {out}: {exc.strerror}") from exc
 
 
 def _rooms(text: str) -> tuple[int, ...] | None:

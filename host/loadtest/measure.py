@@ -300,7 +300,10 @@ class Conversations:
     word_error_rate: float
     cross_talk: tuple[CrossTalk, ...]
     responses: tuple[tuple[float, float, float], ...] = field(default=(), repr=False)
-    """Of each answered turn: when the utterance ended, the response, and the response after endpointing."""
+    """Of each answered turn: when the utterance ended, since the measuring began; the response; and without the
+    endpointing delay."""
+    trouble: tuple[TurnMeasure, ...] = field(default=(), repr=False)
+    """The turns that were lost, cut off, taken back or not understood."""
 
 
 def conversations(
@@ -328,7 +331,7 @@ def conversations(
             measured = endpointing_s.get((turn.room, turn.committed or 0), delay_s)
             # A stage that was not reached is -1 there; and a turn may be decided before the delay is over.
             endpointing = min(delay_s, measured) if measured >= 0 else delay_s
-            responses.append((turn.end_s, turn.response_s, turn.response_s - endpointing))
+            responses.append((turn.end_s - begin_s, turn.response_s, turn.response_s - endpointing))
     gaps = [gap for call in calls for gap in call.gaps if begin_s <= gap.at_s <= end_s]
     outcomes = Counter(turn.outcome for turn in turns)
     understood = [turn for turn in turns if turn.word_errors is not None and turn.outcome == "answered"]
@@ -352,6 +355,7 @@ def conversations(
         word_error_rate=errors / word_count if word_count else math.nan,
         cross_talk=(*foreign_transcripts(calls, said_texts), *foreign_names(calls)),
         responses=tuple(sorted(responses)),
+        trouble=tuple(turn for turn in turns if turn.outcome in ("lost", "cut off") or turn.taken_back or turn.wrong),
     )
 
 

@@ -25,8 +25,13 @@ _BLOCK_MS = 10
 _BLOCK = CALLER_RATE * _BLOCK_MS // 1000
 _VOICED = 0.05
 """Of the loudest 10 ms of a recording: what is louder is voice."""
-_PAUSE_MS = 60
-"""A speaker may hesitate where it is quiet for so long."""
+_SPEECH_PEAK, _SPEECH_MS = 0.1, 80
+"""A stretch that is never louder than this share of the loudest, or voiced for less, is a breath or a click."""
+_MERGE_MS = 150
+_PAUSE_MS = (60, 150)
+"""A speaker may hesitate where it is quiet for so long: less is within a word, more is a pause already."""
+_MARGIN_MS = 150
+"""Kept of a recording before and after the speech."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +83,46 @@ def _recording(path: Path, transcript: str) -> Recording:
     samples = np.frombuffer(resample(pcm.tobytes(), rate, CALLER_RATE), np.int16)
     blocks = np.pad(samples, (0, -len(samples) % _BLOCK)).reshape(-1, _BLOCK).astype(np.float64)
     loudness = np.sqrt((blocks**2).mean(axis=1))
-    voiced = loudness >= _VOICED * loudness.max()
-    loud = np.flatnonzero(voiced)
-    first, last = int(loud[0]), int(loud[-1])
+    if not loudness.any():
+        raise ValueError(f"{path}: it is silent")
+    stretches = voiced_stretches(loudness)
+    first, last = stretches[0][0], stretches[-1][1]
+    margin = _MARGIN_MS // _BLOCK_MS
+    begin = max(0, first - margin)
+    samples = samples[begin * _BLOCK : (last + margin) * _BLOCK]
     clip = Clip(
         path.name,
         len(samples) / CALLER_RATE,
-        first * _BLOCK_MS / 1000,
-        (last + 1) * _BLOCK_MS / 1000,
-        _pauses(voiced, first, last),
+        (first - begin) * _BLOCK_MS / 1000,
+        (last - begin) * _BLOCK_MS / 1000,
+        tuple((pause - begin) * _BLOCK_MS / 1000 for pause in _pauses(loudness, first, last)),
     )
     return Recording(clip, samples, transcript)
 
 
-def _pauses(voiced: NDArray[np.bool_], first: int, last: int) -> tuple[float, ...]:
-    """The middles of the quiet places between ``first`` and ``last``, in seconds."""
-    pauses = []
-    begin = first
-    for block in range(first, last + 1):
-        if voiced[block]:
-            if (block - begin - 1) * _BLOCK_MS >= _PAUSE_MS:
-                pauses.append((begin + 1 + block) / 2 * _BLOCK_MS / 1000)
-            begin = block
-    return tuple(pauses)
+def voiced_stretches(loudness: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Where there is speech: from block to block, without breaths and clicks. ``loudness``: of each 10 ms."""
+    loudest = loudness.max()
+    found: list[tuple[int, int, int]] = []
+    for block in np.flatnonzero(loudness >= _VOICED * loudest).tolist():
+        if found and (block - found[-1][1]) * _BLOCK_MS <= _MERGE_MS:
+            begin, _, voiced = found.pop()
+            found.append((begin, block + 1, voiced + 1))
+        else:
+            found.append((block, block + 1, 1))
+    speech = [
+        (begin, end)
+        for begin, end, voiced in found
+        if loudness[begin:end].max() >= _SPEECH_PEAK * loudest and voiced * _BLOCK_MS >= _SPEECH_MS
+    ]
+    return speech or [(begin, end) for begin, end, _ in found]
+
+
+def _pauses(loudness: NDArray[np.float64], first: int, last: int) -> list[float]:
+    """The middles of the short quiet places between ``first`` and ``last``, in blocks."""
+    voiced = np.flatnonzero(loudness[first:last] >= _VOICED * loudness.max()) + first
+    return [
+        (before + 1 + after) / 2
+        for before, after in zip(voiced[:-1].tolist(), voiced[1:].tolist(), strict=True)
+        if _PAUSE_MS[0] <= (after - before - 1) * _BLOCK_MS <= _PAUSE_MS[1]
+    ]
