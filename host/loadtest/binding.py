@@ -9,6 +9,9 @@ from host.loadtest.results import Binding, DeviceUse, ProcessUse, Stages
 BUSY = 0.8
 """A device lane that works for such a share of the time makes requests wait; so does a CPU."""
 
+_OTHERS = 0.25
+"""Cores that other programs take, from which on it is worth saying."""
+
 _NAMES = {"stt": "speech to text", "llm": "language model", "tts": "voice", "vad": "voice activity"}
 _PARTS = {
     "stt": "speech to text",
@@ -42,7 +45,10 @@ def binding(
         for process in processes:
             kinds[process.kind] = kinds.get(process.kind, 0.0) + process.cpu * process.count
         kind, most = max(kinds.items(), key=lambda item: item[1], default=("", 0.0))
-        return Binding("CPU", f"the CPU was busy {cpu:.0%} of the time; of {cores:g} cores {kind} took {most:.1f}")
+        others = cpu * cores - sum(kinds.values())
+        beside = f", other programs {others:.1f}" if others > _OTHERS else ""
+        why = f"the CPU was busy {cpu:.0%} of the time: of {cores:g} cores {kind} took {most:.1f}{beside}"
+        return Binding("CPU", why)
     parts = {name: getattr(stages, part).p95 for part, name in _PARTS.items() if getattr(stages, part).count}
     if not parts:
         return Binding("nothing", "no turn was answered")

@@ -25,7 +25,7 @@ _STAGES = (
 )
 _STYLE = """
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1f2937; background: #f3f4f6; margin: 0; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px 20px 60px; }
+main { max-width: 1160px; margin: 0 auto; padding: 24px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 10px; }
 .sub { color: #6b7280; margin: 0 0 20px; }
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; }
@@ -37,7 +37,8 @@ figcaption { font-weight: 600; margin-bottom: 6px; } figure svg { width: 100%; h
 .scroll { overflow-x: auto; background: #fff; border: 1px solid #e5e7eb; border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid #eef0f2; white-space: nowrap; }
-th { color: #6b7280; font-weight: 600; } td.text, th.text { text-align: left; white-space: normal; }
+th { color: #6b7280; font-weight: 600; } td.text, th.text { text-align: left; white-space: normal; min-width: 90px; }
+td { vertical-align: top; }
 tr.fails td { color: #6b7280; } .bad { color: #b91c1c; font-weight: 600; } .good { color: #0f766e; font-weight: 600; }
 .alarm { background: #fef2f2; border: 1px solid #b91c1c; border-radius: 8px; padding: 12px 18px; margin: 0 0 16px; }
 p.note { color: #6b7280; font-size: 13.5px; }
@@ -48,7 +49,13 @@ def page(report: Report) -> str:
     """The page."""
     parts = [_head(report), _alarm(report), _tiles(report), _charts(report)]
     for curve in report.curves:
-        parts += [_curve_table(curve, report), _stage_table(curve), _process_tables(curve), _trouble(curve)]
+        parts += [
+            _curve_table(curve, report),
+            _quality_table(curve),
+            _stage_table(curve),
+            _process_tables(curve),
+            _trouble(curve),
+        ]
     parts.append(_notes(report))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -121,7 +128,7 @@ def _charts(report: Report) -> str:
     figures = [("Response without the endpointing delay, ms", _response_chart(report))]
     for curve in report.curves:
         if curve.points:
-            name = _ENGINES.get(curve.engines, curve.engines)
+            name = _short(curve)
             figures += [
                 (f"Where the response goes, mean ms ({name})", _stage_chart(curve)),
                 (f"What is used, percent ({name})", _use_chart(curve)),
@@ -144,6 +151,11 @@ def _figure() -> tuple[Any, Axes]:
     return figure, axes
 
 
+def _legend(figure: Any) -> None:
+    """Above the picture, where it hides nothing."""
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9, handlelength=1.5, columnspacing=1.2)
+
+
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -162,14 +174,13 @@ def _response_chart(report: Report) -> str:
     axes.axhline(target, color="#b91c1c", linestyle=":", linewidth=1.2, label=f"target {target:.0f} ms")
     for curve in report.curves:
         rooms = [point.rooms for point in curve.points]
-        colour, name = _COLOURS.get(curve.engines, "#111827"), _ENGINES.get(curve.engines, curve.engines)
-        name = name.partition(",")[0]
+        colour, name = _COLOURS.get(curve.engines, "#111827"), _short(curve)
         for what, style, label in (("p95", "-", f"{name}, p95"), ("p50", "--", f"{name}, p50")):
             values = [getattr(point.conversations.after_endpointing, what) * 1000 for point in curve.points]
             axes.plot(rooms, values, style, color=colour, marker="o", markersize=4, label=label)
     axes.set_ylim(bottom=0)
     _rooms_axis(axes, (point.rooms for curve in report.curves for point in curve.points))
-    axes.legend(frameon=False, fontsize=9)
+    _legend(figure)
     return _svg(figure)
 
 
@@ -183,8 +194,8 @@ def _stage_chart(curve: CurveReport) -> str:
         axes.bar(names, heights, bottom=bottom, color=colour, label=label, width=min(0.6, 0.15 * len(names) + 0.1))
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
     axes.set_xlabel("rooms at once")
-    axes.margins(x=0.2 if len(names) < 3 else 0.05, y=0.25)
-    axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
+    axes.margins(x=0.2 if len(names) < 3 else 0.05)
+    _legend(figure)
     return _svg(figure)
 
 
@@ -197,7 +208,7 @@ def _use_chart(curve: CurveReport) -> str:
     axes.plot(rooms, jobs, marker="o", color="#9ca3af", label="CPU, jobs")
     axes.set_ylim(0, 105)
     _rooms_axis(axes, rooms)
-    axes.legend(frameon=False, fontsize=9)
+    _legend(figure)
     return _svg(figure)
 
 
@@ -218,26 +229,12 @@ def _time_chart(curve: CurveReport, point: Point) -> str:
 
 
 def _curve_table(curve: CurveReport, report: Report) -> str:
-    head = ("rooms", "p50", "p95", "p99", "p50 with", "p95 with", "turns", "underruns", "cut off", "taken back", "lost",
-            "wrong", "word errors", "garbled", "refused", "device", "CPU")  # fmt: skip
+    head = ("rooms", "p50", "p95", "p99", "longest", "p50 with", "p95 with", "device", "CPU")
     rows = []
     for point in curve.points:
-        talk = point.conversations
-        cells = [
-            str(point.rooms),
-            *(_ms(value) for value in _percentiles(talk.after_endpointing)),
-            _ms(talk.response.p50),
-            _ms(talk.response.p95),
-            str(talk.turns),
-            *(_bad(n) for n in (talk.underruns, talk.cut_off)),
-            str(talk.taken_back),
-            *(_bad(n) for n in (talk.lost, talk.wrong)),
-            _percent(talk.word_error_rate),
-            f"{_bad(point.garbled)} of {len(point.checked)}",
-            _bad(len(point.refused)),
-            _percent(point.device.busy),
-            _percent(point.cpu),
-        ]
+        rest, response = point.conversations.after_endpointing, point.conversations.response
+        times = (rest.p50, rest.p95, rest.p99, rest.maximum, response.p50, response.p95)
+        cells = [str(point.rooms), *map(_ms, times), _percent(point.device.busy), _percent(point.cpu)]
         verdict = '<span class="good">holds</span>' if point.holds else _text(point.why_not)
         rows.append((cells, [verdict, f"<b>{_text(point.binding.stage)}</b>: {_text(point.binding.why)}"]))
     name = _ENGINES.get(curve.engines, curve.engines)
@@ -245,6 +242,30 @@ def _curve_table(curve: CurveReport, report: Report) -> str:
         f"<h2>{_text(name)}: response in ms, p95 without endpointing at most {report.asked.target_ms:.0f}</h2>"
         + _table(head, rows, ("verdict", "what binds"), [not point.holds for point in curve.points])
     )
+
+
+def _quality_table(curve: CurveReport) -> str:
+    head = ("rooms", "turns", "cut off", "taken back", "lost", "wrong", "word errors", "answers", "underruns",
+            "checked", "garbled", "refused")  # fmt: skip
+    rows: list[tuple[list[str], list[str]]] = []
+    for point in curve.points:
+        talk = point.conversations
+        cells = [
+            str(point.rooms),
+            str(talk.turns),
+            _bad(talk.cut_off),
+            str(talk.taken_back),
+            _bad(talk.lost),
+            _bad(talk.wrong),
+            _percent(talk.word_error_rate),
+            str(talk.answers),
+            _bad(talk.underruns),
+            str(len(point.checked)),
+            _bad(point.garbled),
+            _bad(len(point.refused)),
+        ]
+        rows.append((cells, []))
+    return "<h2>How well they were served</h2>" + _table(head, rows)
 
 
 def _stage_table(curve: CurveReport) -> str:
@@ -327,6 +348,10 @@ def _percentiles(values: Distribution) -> tuple[float, float, float]:
 
 def _rooms(count: int) -> str:
     return "1 room" if count == 1 else f"{count} rooms"
+
+
+def _short(curve: CurveReport) -> str:
+    return _ENGINES.get(curve.engines, curve.engines).partition(",")[0]
 
 
 def _ms(seconds: float) -> str:
