@@ -21,12 +21,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
 from inference.segments import Segment
 from inference.wire import messages as m
-from inference.wire.connection import ROOM, Role
+from inference.wire.connection import ROOM, Received, Role
 from inference.wire.errors import WireError
 from inference.wire.stream import MessageStream
 from inference.wire.tlv import Message
@@ -54,6 +55,27 @@ class RequestFailedError(InferenceError):
         self.code = code
 
 
+class _Replies:
+    """What came for one request and was not asked for yet. One at a time waits for the ``next``."""
+
+    __slots__ = ("_came", "_waiter")
+
+    def __init__(self) -> None:
+        self._came: deque[Message | InferenceError] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, reply: Message | InferenceError) -> None:
+        self._came.append(reply)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> Message | InferenceError:
+        while not self._came:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._came.popleft()
+
+
 class InferenceClient:
     """One connection to the inference process, for one room."""
 
@@ -61,7 +83,7 @@ class InferenceClient:
         self.welcome = welcome
         self._stream = stream
         self._numbers = itertools.count(1)
-        self._replies: dict[int, asyncio.Queue[Message | InferenceError]] = {}
+        self._replies: dict[int, _Replies] = {}
         self._events: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self._room_answer: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
         self._room: InferenceRoom | None = None
@@ -195,20 +217,18 @@ class InferenceClient:
             raise self._gone
         self._stream.send(message, descriptors)
 
-    def _ask(
-        self, message: m.Transcribe | m.Generate | m.Speak | m.GetStats
-    ) -> asyncio.Queue[Message | InferenceError]:
-        replies: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
+    def _ask(self, message: m.Transcribe | m.Generate | m.Speak | m.GetStats) -> _Replies:
+        replies = _Replies()
         self._send(message)
         self._replies[message.request] = replies
         return replies
 
     @staticmethod
-    async def _reply(replies: asyncio.Queue[Message | InferenceError]) -> Message:
-        reply = await replies.get()
+    async def _reply(replies: _Replies) -> Message:
+        reply = await replies.next()
         if isinstance(reply, InferenceError | m.RequestFailed):
             # Nothing comes after it: whoever asks again hears the same instead of waiting for ever.
-            replies.put_nowait(reply)
+            replies.put(reply)
         if isinstance(reply, InferenceError):
             raise reply
         if isinstance(reply, m.RequestFailed):
@@ -218,32 +238,36 @@ class InferenceClient:
     async def _read(self) -> None:
         reason: InferenceError = InferenceUnavailableError("the inference process went away")
         try:
-            async for received in self._stream:
-                match received.message:
-                    case (
-                        m.SpeechStarted() | m.SpeechPaused() | m.SpeechResumed() | m.SpeechEnded() | m.AudioLost() as e
-                    ):
-                        self._events.put_nowait(e)
-                    case m.RoomOpened() | m.RoomRefused() as answer:
-                        self._room_answer.put_nowait(answer)
-                    case m.Goodbye(reason=why):
-                        reason = InferenceUnavailableError(f"the inference process closed the connection: {why}")
-                        break
-                    case reply:
-                        number: int = getattr(reply, "request", 0)
-                        if (replies := self._replies.get(number)) is not None:
-                            replies.put_nowait(reply)
+            await self._stream.dispatch(self._handle)
+        except InferenceError as goodbye:
+            reason = goodbye
         except WireError as exc:
             reason = InferenceUnavailableError(f"the connection to the inference process failed: {exc}")
         self._fail(reason)
         self._stream.close()
+
+    def _handle(self, received: Received) -> None:
+        """One message from the inference process. A goodbye is raised, so that nothing after it is read."""
+        message = received.message
+        number: int | None = getattr(message, "request", None)
+        if number is not None:
+            if (replies := self._replies.get(number)) is not None:
+                replies.put(message)
+            return
+        match message:
+            case m.SpeechStarted() | m.SpeechPaused() | m.SpeechResumed() | m.SpeechEnded() | m.AudioLost() as event:
+                self._events.put_nowait(event)
+            case m.RoomOpened() | m.RoomRefused() as answer:
+                self._room_answer.put_nowait(answer)
+            case m.Goodbye(reason=why):
+                raise InferenceUnavailableError(f"the inference process closed the connection: {why}")
 
     def _fail(self, reason: InferenceError) -> None:
         if self._gone is not None:
             return
         self._gone = reason
         for replies in self._replies.values():
-            replies.put_nowait(reason)
+            replies.put(reason)
         self._events.put_nowait(reason)
         self._room_answer.put_nowait(reason)
         if self._room is not None:
@@ -333,11 +357,16 @@ class InferenceRoom:
         """Voice activity as it is detected. Raises ``InferenceUnavailableError`` when the process goes away."""
         return self._client._voice_events()
 
-    async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> m.Transcript:
-        """What was said from ``start`` to ``end`` (up clock). Cancelling the await cancels the request."""
+    async def transcribe(
+        self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
+    ) -> m.Transcript:
+        """What was said from ``start`` to ``end`` (up clock). Cancelling the await cancels the request.
+
+        ``speculative``: the caller may go on; ``partial``: the caller is still speaking.
+        """
         client = self._client
         number = client._next()
-        replies = client._ask(m.Transcribe(number, start, end, language, speculative))
+        replies = client._ask(m.Transcribe(number, start, end, language, speculative, partial))
         try:
             reply = await client._reply(replies)
         except asyncio.CancelledError:
@@ -358,10 +387,28 @@ class InferenceRoom:
         repeat_penalty: float = 1.0,
         seed: int = -1,
         stop: tuple[str, ...] = (),
+        speculative: bool = False,
+        grammar: str = "",
+        json_schema: str = "",
     ) -> Generation:
-        """Answer the conversation. The request is on its way when this returns; iterate for the text."""
+        """Answer the conversation. The request is on its way when this returns; iterate for the text.
+
+        The settings are those of ``Generate``; ``max_tokens`` 0 only brings the conversation into the KV cache.
+        """
         number = self._client._next()
-        ask = m.Generate(number, tuple(messages), max_tokens, temperature, top_p, repeat_penalty, seed, stop)
+        ask = m.Generate(
+            number,
+            tuple(messages),
+            max_tokens,
+            temperature,
+            top_p,
+            repeat_penalty,
+            seed,
+            stop,
+            speculative,
+            grammar,
+            json_schema,
+        )
         return Generation(self._client, number, self._client._ask(ask))
 
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> Phrase:
@@ -409,7 +456,7 @@ class InferenceRoom:
 class Generation:
     """A reply being written. Iterate once for pieces of text; ``done`` holds the counts afterwards."""
 
-    def __init__(self, client: InferenceClient, number: int, replies: asyncio.Queue[Message | InferenceError]) -> None:
+    def __init__(self, client: InferenceClient, number: int, replies: _Replies) -> None:
         self.done: m.GenerateDone | None = None
         self._client = client
         self._number = number
@@ -439,9 +486,7 @@ class Phrase:
     Keep calling ``wait`` (once): it follows the phrase to its end and fills both in.
     """
 
-    def __init__(
-        self, client: InferenceClient, number: int, text: str, replies: asyncio.Queue[Message | InferenceError]
-    ) -> None:
+    def __init__(self, client: InferenceClient, number: int, text: str, replies: _Replies) -> None:
         self.text = text
         self.start: int | None = None
         self.end: int | None = None

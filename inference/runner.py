@@ -348,6 +348,8 @@ class DeviceLane:
             seed=ask.seed,
             max_tokens=ask.max_tokens,
             stop=ask.stop,
+            grammar=ask.grammar,
+            json_schema=ask.json_schema,
         )
         messages = [Message(message.role, message.content) for message in ask.messages]
         request.begun = True

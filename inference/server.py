@@ -83,8 +83,7 @@ class InferenceServer:
             async with asyncio.timeout(_GREETING_S):
                 if not self._greet(stream, await stream.receive()):
                     return
-            async for received in stream:
-                connection.handle(received)
+            await stream.dispatch(connection.handle)
         except TimeoutError:
             self._say_goodbye(stream, "protocol", f"no greeting within {_GREETING_S:g} s")
         except (RemoteProtocolError, RingCorruptedError) as exc:
@@ -203,10 +202,10 @@ class _Connection:
     def handle(self, received: Received) -> None:
         """One message from the job; the connection's table has already said that it is legal now."""
         match received.message:
-            case m.OpenRoom() as ask:
-                self.stream.send(self._server.open_room(self, ask, received.descriptors))
             case m.GetStats() as ask:
                 self.stream.send(self._server.stats(ask))
+            case m.OpenRoom() as ask:
+                self.stream.send(self._server.open_room(self, ask, received.descriptors))
             case m.Listen() as ask:
                 self._server.listen(self._open_room(), ask)
             case m.Transcribe() | m.Generate() | m.Speak() as ask:

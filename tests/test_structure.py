@@ -113,7 +113,12 @@ POWERS = (
         ("inference/segments.py",),
     ),
     Power("Silero", ("silero_vad",), ("inference/engines/vad.py",), lazy=True),
-    Power("torch", ("torch",), ("inference/engines/vad.py", "inference/engines/piper_torch.py"), lazy=True),
+    Power(
+        "torch",
+        ("torch",),
+        ("inference/engines/vad.py", "inference/engines/piper_torch.py", "inference/engines/whisper_features.py"),
+        lazy=True,
+    ),
     Power("Whisper", ("faster_whisper", "ctranslate2"), ("inference/engines/stt.py",), lazy=True),
     Power("llama.cpp", ("llama_cpp",), ("inference/engines/llm.py",), lazy=True),
     Power("chat templates", ("jinja2",), ("inference/engines/prompt.py",), lazy=True),

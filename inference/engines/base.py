@@ -87,10 +87,15 @@ class VoiceActivityEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One stretch of speech to transcribe. ``audio``: float32 at 16 kHz; ``language``: ISO 639-1 or "" to detect."""
+    """One stretch of speech to transcribe.
+
+    ``audio``: float32 at 16 kHz; ``language``: ISO 639-1 or "" to detect; ``draft``: the first guess is
+    good enough (the caller still speaks): one search, never tried again.
+    """
 
     audio: Audio
     language: str = ""
+    draft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +108,86 @@ class Transcription:
     no_speech_prob: float
 
 
-class SpeechToTextEngine(Protocol):
-    """Transcribes the utterances of several rooms at once."""
+@dataclass(frozen=True, slots=True)
+class TranscriptOut:
+    """An utterance is transcribed."""
 
+    request: int
+    transcription: Transcription
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptFailed:
+    """One utterance could not be transcribed; the others go on."""
+
+    request: int
+    error: EngineError
+
+
+SttStep = Literal["encode", "decode"]
+"""What a quantum of speech to text is: audio to features to the encoder's output, or that to text.
+
+An utterance needs each at least once. Long audio, and text that has to be searched again, need further ones.
+"""
+
+
+class SpeechToTextEngine(Protocol):
+    """Transcribes the utterances of several rooms at once, in steps.
+
+    ``max_encode``, ``max_batch``: utterances that one encode step and one decode step serve.
+    """
+
+    max_encode: int
     max_batch: int
 
     def load(self, model: Path, options: EngineOptions) -> None:
         """Load the model in folder ``model`` (CTranslate2 format)."""
 
+    def start(self, request: int, utterance: Utterance) -> None:
+        """Take an utterance; nothing is computed yet. Raises ``EngineError`` for audio or a language that cannot be
+        transcribed, and for an id in use."""
+
+    def next_step(self, request: int) -> SttStep:
+        """What the next quantum of ``request`` is. Raises ``EngineError`` for an unknown id."""
+
+    def step(self, requests: Sequence[int]) -> list[TranscriptOut | TranscriptFailed]:
+        """One quantum for as many of ``requests`` as fit into it, at least for the first; those that ended by it.
+
+        ``requests``: the most urgent first, all with the same next step; unknown ids are ignored.
+        """
+
+    def cancel(self, request: int) -> None:
+        """Drop an utterance between two steps. Unknown ids are ignored."""
+
+    def running(self) -> frozenset[int]:
+        """Request ids that still need steps."""
+
     def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcription | EngineError]:
-        """One result per utterance, in order. At most ``max_batch`` utterances."""
+        """Every step of at most ``max_batch`` utterances: one result each, in order."""
 
     def close(self) -> None:
         """Free the model and all state; no other method but ``load`` may follow."""
+
+
+def transcribe_in_steps(
+    engine: SpeechToTextEngine, utterances: Sequence[Utterance]
+) -> list[Transcription | EngineError]:
+    """``SpeechToTextEngine.transcribe`` made of its steps. Its requests have negative ids."""
+    if len(utterances) > engine.max_batch:
+        raise EngineError(f"speech to text: {len(utterances)} utterances, at most {engine.max_batch} in one call")
+    lowest = min((0, *engine.running()))
+    ids = [lowest - 1 - index for index in range(len(utterances))]
+    results: dict[int, Transcription | EngineError] = {}
+    for request, utterance in zip(ids, utterances, strict=True):
+        try:
+            engine.start(request, utterance)
+        except EngineError as exc:
+            results[request] = exc
+    while waiting := [request for request in ids if request not in results]:
+        encode = [request for request in waiting if engine.next_step(request) == "encode"]
+        for out in engine.step(encode or waiting):
+            results[out.request] = out.transcription if isinstance(out, TranscriptOut) else out.error
+    return [results[request] for request in ids]
 
 
 # --- language model ---------------------------------------------------------------------------
@@ -131,7 +203,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. ``temperature`` 0 is greedy; ``seed`` -1 draws one."""
+    """How the next token is chosen. ``temperature`` 0 is greedy; ``seed`` -1 draws one.
+
+    ``max_tokens`` 0: the prompt is decoded into the slot's KV cache and nothing is generated.
+    ``grammar`` (GBNF) or ``json_schema`` (its text), not both: only tokens that it allows are chosen.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -139,6 +215,16 @@ class Sampling:
     seed: int = -1
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    grammar: str = ""
+    json_schema: str = ""
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises ``EngineError`` for settings that no engine can obey."""
+    if sampling.max_tokens < 0:
+        raise EngineError(f"language model: max_tokens is {sampling.max_tokens}, allowed: 0 or more")
+    if sampling.grammar and sampling.json_schema:
+        raise EngineError("language model: grammar and json_schema are both given, allowed: one of them")
 
 
 FinishReason = Literal["stop", "length"]

@@ -29,9 +29,14 @@ from inference.engines.base import (
     Sampling,
     SpeechFailed,
     SpeechOut,
+    SttStep,
     TokensOut,
+    TranscriptFailed,
     Transcription,
+    TranscriptOut,
     Utterance,
+    check_sampling,
+    transcribe_in_steps,
 )
 
 SPEECH_RMS: Final = 0.02
@@ -88,36 +93,89 @@ class FakeVoiceActivity:
 class FakeSpeechToText:
     """Says how long it heard someone, or what the table has for that length.
 
-    ``texts``: text for an utterance of so many samples.
+    ``texts``: text for an utterance of so many samples. ``cost_s`` is the time of a decode step,
+    ``encode_cost_s`` of an encode step.
     """
 
-    def __init__(self, texts: Mapping[int, str] | None = None, cost_s: float = 0.0, max_batch: int = 8) -> None:
+    def __init__(
+        self,
+        texts: Mapping[int, str] | None = None,
+        cost_s: float = 0.0,
+        max_batch: int = 8,
+        encode_cost_s: float = 0.0,
+        max_encode: int = 1,
+    ) -> None:
         self.texts = dict(texts or {})
         self.cost_s = cost_s
+        self.encode_cost_s = encode_cost_s
         self.max_batch = max_batch
+        self.max_encode = max_encode
+        self._utterances: dict[int, Utterance] = {}
+        self._encoded: set[int] = set()
 
-    def load(self, model: Path, options: EngineOptions) -> None:
+    def load(self, model: Path, options: EngineOptions) -> None:  # noqa: ARG002 (the Protocol's)
         """Nothing to load; ``model`` need not exist."""
+        self.close()
+
+    def start(self, request: int, utterance: Utterance) -> None:
+        """Take an utterance. Raises ``EngineError`` for an id in use and for audio that is empty or not finite."""
+        if request in self._utterances:
+            raise EngineError(f"fake: request {request} is already running")
+        audio = utterance.audio
+        if audio.dtype != np.float32 or audio.ndim != 1 or not audio.size or not np.isfinite(audio).all():
+            raise EngineError(f"fake: bad audio: {audio.dtype} of shape {audio.shape}")
+        self._utterances[request] = utterance
+
+    def next_step(self, request: int) -> SttStep:
+        """First encode, then decode."""
+        if request not in self._utterances:
+            raise EngineError(f"fake: no request {request}")
+        return "decode" if request in self._encoded else "encode"
+
+    def step(self, requests: Sequence[int]) -> list[TranscriptOut | TranscriptFailed]:
+        """Encode the first ``max_encode`` of ``requests``, or answer the first ``max_batch``."""
+        known = [request for request in requests if request in self._utterances]
+        if not known:
+            return []
+        kind = self.next_step(known[0])
+        if any(self.next_step(request) != kind for request in known):
+            raise EngineError("fake: requests of one step must have the same next step")
+        if kind == "encode":
+            _spend(self.encode_cost_s)
+            self._encoded |= set(known[: self.max_encode])
+            return []
+        _spend(self.cost_s)
+        out: list[TranscriptOut | TranscriptFailed] = []
+        for request in known[: self.max_batch]:
+            out.append(TranscriptOut(request, self._answer(self._utterances[request])))
+            self.cancel(request)
+        return out
+
+    def cancel(self, request: int) -> None:
+        """Drop an utterance. Unknown ids are ignored."""
+        self._utterances.pop(request, None)
+        self._encoded.discard(request)
+
+    def running(self) -> frozenset[int]:
+        """Request ids that still need steps."""
+        return frozenset(self._utterances)
 
     def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcription | EngineError]:
         """ "heard N ms", or the table's text; "" for silence, an error for audio that is empty or not finite."""
-        if len(utterances) > self.max_batch:
-            raise EngineError(f"fake: {len(utterances)} utterances, at most {self.max_batch} in one call")
-        _spend(self.cost_s)
-        return [self._one(utterance) for utterance in utterances]
+        return transcribe_in_steps(self, utterances)
 
-    def _one(self, utterance: Utterance) -> Transcription | EngineError:
-        audio = utterance.audio
-        if audio.dtype != np.float32 or audio.ndim != 1 or not audio.size or not np.isfinite(audio).all():
-            return EngineError(f"fake: bad audio: {audio.dtype} of shape {audio.shape}")
+    def _answer(self, utterance: Utterance) -> Transcription:
         language = utterance.language or "en"
-        if not audio.any():
+        if not utterance.audio.any():
             return Transcription("", language, -2.0, 1.0)
-        text = self.texts.get(len(audio), f"heard {round(1000 * len(audio) / SAMPLE_RATE)} ms")
+        samples = len(utterance.audio)
+        text = self.texts.get(samples, f"heard {round(1000 * samples / SAMPLE_RATE)} ms")
         return Transcription(text, language, -0.1, 0.0)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Drop all utterances."""
+        self._utterances.clear()
+        self._encoded.clear()
 
 
 def echo(messages: Sequence[Message]) -> str:
@@ -130,7 +188,7 @@ class FakeLanguageModel:
 
     Prompt tokens are decoded in chunks of ``prefill_chunk`` words, and those a slot shares with its
     former prompt and reply count as cached, as in a KV cache. ``answer`` may raise ``EngineError``
-    to poison one request.
+    to poison one request. A grammar or schema is not obeyed.
     """
 
     def __init__(
@@ -155,6 +213,7 @@ class FakeLanguageModel:
     def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
         """Queue an answer. Raises ``EngineError`` for a slot or id in use and for a prompt that cannot fit."""
         _check_slot(slot, len(self._cached))
+        check_sampling(sampling)
         if request in self._generations:
             raise EngineError(f"fake: request {request} is already running")
         if any(running.slot == slot for running in self._generations.values()):
@@ -190,6 +249,12 @@ class FakeLanguageModel:
                 budget -= len(chunk)
                 cached += chunk
                 if len(chunk) < len(missing):
+                    continue
+                if not generation.max_tokens:
+                    self.cancel(generation.request)
+                    out.append(
+                        TokensOut(generation.request, "", "length", len(generation.prompt), generation.shared, 0)
+                    )
                     continue
                 try:
                     generation.words = deque(self.answer(generation.messages).split())

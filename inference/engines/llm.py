@@ -37,6 +37,7 @@ from inference.engines.base import (
     PromptTooLongError,
     Sampling,
     TokensOut,
+    check_sampling,
 )
 from inference.engines.prompt import CHATML, ChatTemplate, TextStream
 from inference.engines.reuse import SaidMessages, common_prefix, left_out
@@ -209,7 +210,9 @@ class LlamaLanguageModel:
     # --- requests -----------------------------------------------------------------------------
 
     def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
-        """Queue a generation that answers ``messages``.
+        """Queue a generation that answers ``messages``; with ``max_tokens`` 0 they are only decoded.
+
+        A system message alone, with ``max_tokens`` 0, is what any conversation under it begins with.
 
         Raises ``EngineError`` for a prompt that cannot fit beside ``sampling.max_tokens`` in the
         room's context, for messages the model's template refuses, and for a slot or id in use.
@@ -219,24 +222,25 @@ class LlamaLanguageModel:
             raise EngineError(f"language model: request {request} is already running")
         if any(running.slot == slot for running in self._generations.values()):
             raise EngineError(f"language model: slot {slot} is already answering")
-        if sampling.max_tokens < 1:
-            raise EngineError(f"language model: max_tokens is {sampling.max_tokens}, allowed: 1 or more")
+        check_sampling(sampling)
         if not messages:
             raise EngineError("language model: no messages to answer")
-        prompt = self._said[slot].put_into(self._tokenize(messages))
+        prompt, system = self._prompt(slot, messages, sampling)
         room = self._context_tokens - sampling.max_tokens - CONTEXT_MARGIN
         if len(prompt) > room:
             raise PromptTooLongError(
                 f"language model: the prompt has {len(prompt)} tokens, only {max(room, 0)} fit "
                 f"(context {self._context_tokens} less max_tokens {sampling.max_tokens} and {CONTEXT_MARGIN})"
             )
-        system = self._system_prefix(messages, prompt)
-        done = self._reuse(slot, prompt, system)
+        # The last token is decoded again for what follows it, unless nothing is to follow.
+        reusable = len(prompt) - (sampling.max_tokens > 0)
+        done = self._reuse(slot, prompt, system, reusable)
         generation = self._generations[request] = _Generation(
             request=request,
             slot=slot,
             prompt=prompt,
             system=system,
+            reusable=reusable,
             done=done,
             cached=done,
             max_tokens=sampling.max_tokens,
@@ -255,6 +259,7 @@ class LlamaLanguageModel:
         batch = self._batch
         if not chosen or batch is None:
             return []
+        out: list[TokensOut | GenerationFailed] = []
         # Slots in one order every time: a batch of the same shape reuses llama.cpp's compute graph.
         answering = sorted((g for g in chosen if g.next_token is not None), key=lambda g: g.slot)
         batch.clear()
@@ -272,6 +277,9 @@ class LlamaLanguageModel:
                 continue
             if generation.done < generation.system:
                 self._take_system(generation)
+            if generation.is_prefilled():
+                out.append(self._end(generation, "length"))
+                continue
             wanted = generation.prompt[: generation.system]
             if self._can_share and generation.done < generation.system:
                 if wanted in computing:
@@ -279,22 +287,24 @@ class LlamaLanguageModel:
                 computing.append(wanted)
             chunk = generation.prompt[generation.done : generation.done + budget]
             budget -= len(chunk)
-            last = generation.done + len(chunk) == len(generation.prompt)
+            last = generation.max_tokens > 0 and generation.done + len(chunk) == len(generation.prompt)
             taking.append((generation, chunk))
             row = batch.add(chunk, generation.done, generation.slot, last)
             if last:
                 rows.append((generation, row))
-
+        if not taking:
+            return out
         code = self._decode(batch)
         if code != 0:
-            return self._fail([generation for generation, _ in taking], code)
+            return out + self._fail([generation for generation, _ in taking], code)
         for generation, tokens in taking:
             self._cached[generation.slot] += tokens
             if generation.next_token is None:
                 generation.done += len(tokens)
                 if generation.done == len(generation.prompt):
                     self._keep_system(generation)
-        out: list[TokensOut | GenerationFailed] = []
+                if generation.is_prefilled():
+                    out.append(self._end(generation, "length"))
         for generation, row in rows:
             token = int(self._lib.llama_sampler_sample(generation.sampler, self._context, row))
             result = self._advance(generation, token)
@@ -360,7 +370,9 @@ class LlamaLanguageModel:
                 finish = "length"
         if finish is None:
             return TokensOut(generation.request, text) if text else None
-        text += generation.text.finish()
+        return self._end(generation, finish, text + generation.text.finish())
+
+    def _end(self, generation: _Generation, finish: FinishReason, text: str = "") -> TokensOut:
         self.cancel(generation.request)
         return TokensOut(
             generation.request,
@@ -373,17 +385,17 @@ class LlamaLanguageModel:
 
     # --- KV cache -----------------------------------------------------------------------------
 
-    def _reuse(self, slot: int, prompt: list[int], system: int) -> int:
-        """Cut the slot's cache to what it shares with ``prompt``; returns the tokens that need no decoding."""
+    def _reuse(self, slot: int, prompt: list[int], system: int, most: int) -> int:
+        """Cut the slot's cache to what it shares with ``prompt``; returns how many of it need no decoding."""
         cached = self._cached[slot]
-        keep = min(common_prefix(cached, prompt), len(prompt) - 1)
+        keep = min(common_prefix(cached, prompt), most)
         # Behind the system prompt: its cells are other rooms' too, and must stay where they are.
         if self._can_shift and system <= keep < len(cached):
             gap = left_out(cached, prompt, keep)
             if gap and self._lib.llama_memory_seq_rm(self._memory, slot, keep, keep + gap):
                 self._lib.llama_memory_seq_add(self._memory, slot, keep + gap, -1, -gap)
                 del cached[keep : keep + gap]
-                keep = min(common_prefix(cached, prompt), len(prompt) - 1)
+                keep = min(common_prefix(cached, prompt), most)
         if keep < len(self._cached[slot]):
             if self._lib.llama_memory_seq_rm(self._memory, slot, keep, -1):
                 del self._cached[slot][keep:]
@@ -394,7 +406,7 @@ class LlamaLanguageModel:
 
     def _take_system(self, generation: _Generation) -> None:
         """Copy the system prompt from a sequence that has it, if there is one by now."""
-        share = min(generation.system, len(generation.prompt) - 1)
+        share = min(generation.system, generation.reusable)
         if not self._can_share or generation.done >= share:
             return
         slot, wanted = generation.slot, generation.prompt[:share]
@@ -420,18 +432,25 @@ class LlamaLanguageModel:
         if sequence < self._slots:
             self._said[sequence] = SaidMessages(self._piece, self._control_tokens)
 
-    def _system_prefix(self, messages: Sequence[Message], prompt: list[int]) -> int:
-        """How many tokens of ``prompt`` any conversation with the same system message begins with."""
-        system = messages[0]
-        if system.role != "system" or len(messages) < 2:
-            return 0
+    # --- text and tokens ----------------------------------------------------------------------
+
+    def _prompt(self, slot: int, messages: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
+        """The tokens of ``messages``, and how many of them are the system prompt's."""
+        if messages[0].role != "system" or (len(messages) == 1 and sampling.max_tokens):
+            return self._said[slot].put_into(self._tokenize(messages)), 0
+        system = self._system_tokens(messages[0])
+        if len(messages) == 1:
+            return system, len(system)
+        prompt = self._said[slot].put_into(self._tokenize(messages))
+        return prompt, common_prefix(system, prompt)
+
+    def _system_tokens(self, system: Message) -> list[int]:
+        """What any conversation with this system message begins with."""
         if self._system[0] != system.content:
             one = self._tokenize([system, Message("user", "a")])
             other = self._tokenize([system, Message("user", "1")])
             self._system = (system.content, one[: common_prefix(one, other)])
-        return common_prefix(self._system[1], prompt)
-
-    # --- text and tokens ----------------------------------------------------------------------
+        return self._system[1]
 
     def _tokenize(self, messages: Sequence[Message]) -> list[int]:
         assert self._template is not None
@@ -494,6 +513,7 @@ class _Generation:
     slot: int
     prompt: list[int]
     system: int  # how many prompt tokens are the system prompt's
+    reusable: int  # how many prompt tokens need no decoding when they are in the cache
     done: int  # how many prompt tokens are in the cache
     cached: int  # how many of them were there before
     max_tokens: int
@@ -501,6 +521,10 @@ class _Generation:
     text: TextStream
     next_token: int | None = None  # sampled, not decoded yet; None while the prompt is decoded
     completion: int = 0
+
+    def is_prefilled(self) -> bool:
+        """Whether nothing was asked for but the prompt, and it is in the cache."""
+        return self.max_tokens == 0 and self.done == len(self.prompt)
 
 
 @dataclass(slots=True)

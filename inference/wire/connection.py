@@ -157,8 +157,9 @@ class Connection:
 
     def __init__(self, role: Role, protocol: Protocol) -> None:
         self.role = role
-        self.state = State.NEW
         self._protocol = protocol
+        self._table = (self._rows(role), self._rows(role.peer))
+        self.state = State.NEW
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()
         self._eof = False
@@ -171,6 +172,20 @@ class Connection:
             f" open={sorted(self._open)} buffered={len(self._buffer)}>"
         )
 
+    def _rows(self, sender: Role) -> dict[State, Mapping[type[Message], State]]:
+        return {state: self._protocol.table.get((sender, state), {}) for state in State}
+
+    @property
+    def state(self) -> State:
+        """Where the conversation stands."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        # Looked up when the state changes, which is rare, not for each message.
+        self._mine, self._peers = (rows[state] for rows in self._table)
+
     def open_requests(self) -> tuple[int, ...]:
         """Numbers of the requests that have not ended, oldest first."""
         return tuple(self._open)
@@ -179,7 +194,7 @@ class Connection:
         """The bytes of ``message``. Raises ``LocalProtocolError`` if it is not legal now; nothing changes then."""
         data = encode(message)
         try:
-            self._step(self.role, message)
+            self._step(self.role, self._mine, message)
         except _IllegalError as exc:
             raise LocalProtocolError(str(exc)) from None
         return data
@@ -200,16 +215,17 @@ class Connection:
         end = HEADER.size + length
         if len(self._buffer) < end:
             return self._starved()
-        body = bytes(memoryview(self._buffer)[HEADER.size : end])
-        message = decode_body(cls, memoryview(body))
+        message = decode_body(cls, self._buffer[HEADER.size : end])
         del self._buffer[:end]
-        if len(self._descriptors) < cls.DESCRIPTORS:
-            raise RemoteProtocolError(
-                f"{cls.__name__} came with {len(self._descriptors)} descriptors; it needs {cls.DESCRIPTORS}"
-            )
-        descriptors = tuple(self._descriptors.popleft() for _ in range(cls.DESCRIPTORS))
+        descriptors: tuple[int, ...] = ()
+        if cls.DESCRIPTORS:
+            if len(self._descriptors) < cls.DESCRIPTORS:
+                raise RemoteProtocolError(
+                    f"{cls.__name__} came with {len(self._descriptors)} descriptors; it needs {cls.DESCRIPTORS}"
+                )
+            descriptors = tuple(self._descriptors.popleft() for _ in range(cls.DESCRIPTORS))
         try:
-            self._step(self.role.peer, message)
+            self._step(self.role.peer, self._peers, message)
         except _IllegalError as exc:
             self._descriptors.extend(descriptors)
             raise RemoteProtocolError(str(exc)) from None
@@ -233,15 +249,16 @@ class Connection:
         self.state = State.CLOSED
         return Signal.PEER_CLOSED
 
-    def _step(self, sender: Role, message: Message) -> None:
+    def _step(self, sender: Role, legal: Mapping[type[Message], State], message: Message) -> None:
         kind = type(message)
-        follows = self._protocol.table.get((sender, self.state), {}).get(kind)
+        follows = legal.get(kind)
         if follows is None:
             raise _IllegalError(f"{kind.__name__} is not legal from the {sender.value} in state {self.state.value}")
         number: int | None = getattr(message, "request", None)
         if number is not None:
             self._track(kind, number)
-        self.state = follows
+        if follows is not self._state:
+            self.state = follows
 
     def _track(self, kind: type[Message], number: int) -> None:
         if kind in self._protocol.replies:

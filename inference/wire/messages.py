@@ -14,6 +14,7 @@ from inference.wire.tlv import Message, Struct, declare, message, tag
 PROTOCOL_VERSION = 1
 MAX_CHAT_CHARS = 200_000
 MAX_PHRASE_CHARS = 2_000
+MAX_GRAMMAR_CHARS = 20_000
 
 Role = Literal["system", "user", "assistant"]
 FailureCode = Literal["cancelled", "invalid", "overloaded", "engine", "too_long"]
@@ -155,13 +156,18 @@ class AudioLost(Message):
 @message(30)
 @dataclass(frozen=True, slots=True)
 class Transcribe(Message):
-    """Job → inference: transcribe the up ring from ``start`` to ``end`` (up clock)."""
+    """Job → inference: transcribe the up ring from ``start`` to ``end`` (up clock).
+
+    ``speculative``: the caller may go on. ``partial``: the caller does; the text is only shown, and only
+    spare time is for it.
+    """
 
     request: int = tag(1, minimum=1)
     start: int = tag(2, minimum=0)
     end: int = tag(3, minimum=0)
     language: str = tag(4, default="", maximum=8)
     speculative: bool = tag(5, default=False)
+    partial: bool = tag(6, default=False)
 
 
 @message(31)
@@ -192,16 +198,23 @@ class Generate(Message):
     """Job → inference: answer ``messages`` (the whole conversation, oldest first).
 
     What the room's KV cache shares with it is not decoded again. ``temperature`` 0 is greedy.
+    ``max_tokens`` 0: the prompt is only decoded into the KV cache, and ``GenerateDone`` says "length".
+    ``speculative``: the answer may never be asked for, so it is worth spare time only. ``grammar`` (GBNF) or
+    ``json_schema`` (its text): the answer obeys it; not both. With ``stop`` or too few ``max_tokens`` it may
+    end before it is whole.
     """
 
     request: int = tag(1, minimum=1)
     messages: tuple[ChatMessage, ...] = tag(2)
-    max_tokens: int = tag(3, default=256, minimum=1, maximum=32_768)
+    max_tokens: int = tag(3, default=256, minimum=0, maximum=32_768)
     temperature: float = tag(4, default=0.7, minimum=0.0, maximum=5.0)
     top_p: float = tag(5, default=0.95, minimum=0.0, maximum=1.0)
     repeat_penalty: float = tag(6, default=1.0, minimum=0.5, maximum=2.0)
     seed: int = tag(7, default=-1)
     stop: tuple[str, ...] = tag(8, default=(), maximum=256)
+    speculative: bool = tag(9, default=False)
+    grammar: str = tag(10, default="", maximum=MAX_GRAMMAR_CHARS)
+    json_schema: str = tag(11, default="", maximum=MAX_GRAMMAR_CHARS)
 
 
 @message(41)

@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from inference.wire.connection import Connection, Protocol, Received, Role, Signal, State
 from inference.wire.errors import LocalProtocolError, RemoteProtocolError, SlowPeerError
@@ -26,7 +26,7 @@ _MAX_WAITING_MESSAGES = 256
 
 
 class MessageStream:
-    """Messages over one connected unix socket. Iterate to receive; ``send`` never blocks.
+    """Messages over one connected unix socket. Iterate to receive, or ``dispatch``; ``send`` never blocks.
 
     Use only from the event loop that made it. Iteration ends when the peer closes; it raises
     ``RemoteProtocolError`` for garbage and ``SlowPeerError`` when this side's sends are not read.
@@ -38,8 +38,12 @@ class MessageStream:
         self._sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._received: deque[Received] = deque()
+        self._handle: Callable[[Received], None] | None = None
+        self._dispatched: asyncio.Future[None] | None = None
+        self._handing_over = False
         self._error: Exception | None = None
         self._ended = False
+        self._closed = False
         self._paused = False
         self._in_a_row = 0
         self._wake = asyncio.Event()
@@ -55,9 +59,10 @@ class MessageStream:
     @property
     def is_closed(self) -> bool:
         """Whether nothing can be sent any more."""
+        if self._closed or self.connection.state is State.CLOSED:
+            return True
         # After the peer's mistake there is still a goodbye to be said.
-        told = isinstance(self._error, RemoteProtocolError)
-        return self._sock.fileno() < 0 or (self._ended and not told) or self.connection.state is State.CLOSED
+        return self._ended and not isinstance(self._error, RemoteProtocolError)
 
     @property
     def waiting_bytes(self) -> int:
@@ -80,15 +85,63 @@ class MessageStream:
                 return None
             self._wake.clear()
             await self._wake.wait()
+        return self._take()
+
+    async def __aiter__(self) -> AsyncIterator[Received]:
+        while (received := await self.receive()) is not None:
+            yield received
+
+    async def dispatch(self, handle: Callable[[Received], None]) -> None:
+        """Give every message to ``handle`` until the peer closes: no task has to wake up for it.
+
+        Raises what iteration would raise, and what ``handle`` raises; nothing is handed over after it.
+        """
+        assert self._handle is None, "somebody gets the messages already"
+        self._handle, self._dispatched = handle, self._loop.create_future()
+        self._hand_over()
+        try:
+            await self._dispatched
+        finally:
+            self._handle = None
+
+    def _take(self) -> Received:
         received = self._received.popleft()
         if self._paused and len(self._received) < _MAX_WAITING_MESSAGES // 2 and not self._ended:
             self._paused = False
             self._loop.add_reader(self._sock, self._on_readable)
         return received
 
-    async def __aiter__(self) -> AsyncIterator[Received]:
-        while (received := await self.receive()) is not None:
-            yield received
+    def _hand_over(self) -> None:
+        """To ``dispatch``: what was received, a part of it at a time, and the end after it."""
+        self._handing_over = False
+        dispatched = self._dispatched
+        assert dispatched is not None
+        for _ in range(_MESSAGES_AT_ONCE):
+            if dispatched.done() or self._handle is None:
+                return
+            if self._received:
+                try:
+                    self._handle(self._take())
+                except Exception as exc:  # noqa: BLE001 (it is raised by ``dispatch``)
+                    dispatched.set_exception(exc)
+            elif self._error is not None:
+                dispatched.set_exception(self._error)
+            elif self._ended:
+                dispatched.set_result(None)
+            else:
+                return
+        self._hand_over_soon()
+
+    def _hand_over_soon(self) -> None:
+        if not self._handing_over:
+            self._handing_over = True
+            self._loop.call_soon(self._hand_over)
+
+    def _notify(self) -> None:
+        """Whoever receives: there is something, or the end."""
+        self._wake.set()
+        if self._handle is not None:
+            self._hand_over_soon()
 
     def _on_readable(self) -> None:
         # Until nothing is left, because of a socket in error (a peer that died with our bytes unread)
@@ -96,6 +149,10 @@ class MessageStream:
         for _ in range(_READS_AT_ONCE):
             if self._ended or self._paused or not self._read():
                 return
+            if self._handle is None:
+                self._wake.set()
+            elif not self._handing_over:
+                self._hand_over()
         self._loop.call_soon(self._on_readable)
 
     def _read(self) -> bool:
@@ -107,8 +164,7 @@ class MessageStream:
             )
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    whole = content[: len(content) - len(content) % 4]
-                    descriptors.extend(array.array("i", whole))
+                    descriptors.extend(array.array("i", content[: len(content) - len(content) % 4]))
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -125,7 +181,6 @@ class MessageStream:
         if len(self._received) > _MAX_WAITING_MESSAGES and not self._ended:
             self._paused = True
             self._loop.remove_reader(self._sock)
-        self._wake.set()
         return True
 
     # --- sending --------------------------------------------------------------------------------
@@ -140,6 +195,15 @@ class MessageStream:
         if self.is_closed:
             return
         data = self.connection.send(message)
+        if not self._outgoing and not descriptors:
+            try:
+                sent = self._sock.send(data, socket.MSG_NOSIGNAL)
+            except OSError:
+                # The way below tells which error it is.
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
         self._outgoing.append((data, descriptors))
         self._outgoing_bytes += len(data)
         if len(self._outgoing) == 1:
@@ -190,12 +254,13 @@ class MessageStream:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._drained.set()
-        self._wake.set()
+        self._notify()
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took. Iteration ends."""
-        if self._sock.fileno() < 0:
+        if self._closed:
             return
+        self._closed = True
         self._end(None)
         self._loop.remove_writer(self._sock)
         self._drained.set()

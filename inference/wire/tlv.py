@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import operator
 import reprlib
 import struct
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, ClassVar, TypeVar
@@ -52,6 +54,7 @@ class Struct:
 
     __slots__ = ()
     FIELDS: ClassVar[tuple[_Field, ...]] = ()
+    BY_TAG: ClassVar[Mapping[int, _Field]] = {}
 
 
 class Message(Struct):
@@ -61,6 +64,7 @@ class Message(Struct):
     TYPE: ClassVar[int] = -1
     DESCRIPTORS: ClassVar[int] = 0
     """How many file descriptors travel with the frame (SCM_RIGHTS)."""
+    LAYOUT: ClassVar[_Layout | None] = None
 
 
 S = TypeVar("S", bound=Struct)
@@ -76,6 +80,9 @@ class _Field:
     tag: int
     name: str
     kind: str
+    scalar: type | None
+    minimum: float | None
+    maximum: float | None
     repeated: bool
     optional: bool
     has_default: bool
@@ -108,6 +115,7 @@ def declare(cls: type[S]) -> type[S]:
     if len({field.tag for field in fields}) != len(fields):
         raise TypeError(f"{cls.__name__}: two fields share one tag")
     cls.FIELDS = tuple(fields)
+    cls.BY_TAG = {field.tag: field for field in fields}
     return cls
 
 
@@ -120,6 +128,7 @@ def message(number: int, *, descriptors: int = 0) -> Callable[[type[M]], type[M]
         cls.TYPE = number
         cls.DESCRIPTORS = descriptors
         _MESSAGES[number] = declare(cls)
+        cls.LAYOUT = _Layout.of(cls)
         return cls
 
     return register
@@ -130,6 +139,8 @@ def message(number: int, *, descriptors: int = 0) -> Callable[[type[M]], type[M]
 
 def encode(value: Message) -> bytes:
     """The whole frame of ``value``. Raises ``LocalProtocolError`` naming the field that does not fit."""
+    if value.LAYOUT is not None and (frame := value.LAYOUT.encode(value)) is not None:
+        return frame
     try:
         body = _encode_fields(value)
     except MalformedError as exc:
@@ -157,10 +168,12 @@ def decode_header(header: bytes | bytearray | memoryview) -> tuple[type[Message]
     return _MESSAGES[number], length
 
 
-def decode_body(cls: type[M], body: memoryview) -> M:
+def decode_body(cls: type[M], body: bytes | bytearray | memoryview) -> M:
     """The message in ``body``. Raises ``RemoteProtocolError`` naming the field."""
+    if cls.LAYOUT is not None and (values := cls.LAYOUT.decode(body)) is not None:
+        return cls(*values)
     try:
-        return _decode_fields(cls, body)
+        return _decode_fields(cls, memoryview(body))
     except MalformedError as exc:
         raise RemoteProtocolError(str(exc)) from exc
 
@@ -185,9 +198,8 @@ def _encode_fields(value: Struct) -> bytes:
 
 def _decode_fields(cls: type[S], body: memoryview) -> S:
     values: dict[str, Any] = {}
-    by_tag = {field.tag: field for field in cls.FIELDS}
     for number, content in _split(cls.__name__, body):
-        field = by_tag.get(number)
+        field = cls.BY_TAG.get(number)
         if field is None:
             continue
         try:
@@ -223,6 +235,69 @@ def _split(name: str, body: memoryview) -> Iterator[tuple[int, memoryview]]:
         offset += length
 
 
+class _Layout:
+    """The codec of a message that is nothing but numbers: its fields always lie at the same places.
+
+    Such messages are the frequent ones, and this takes a third of the time. What it does not know (a value
+    that does not fit, fields in another order, fields of a newer peer) it leaves to the codec for every message,
+    which finds out whether that is legal: both write the same bytes and accept the same ones.
+    """
+
+    def __init__(self, number: int, fields: Sequence[_Field]) -> None:
+        body = "".join("HIq" if field.scalar is int else "HId" for field in fields)
+        self._body = struct.Struct("<" + body)
+        self._frame = struct.Struct(HEADER.format + body)
+        self._head = (MAGIC, VERSION, 0, number, self._body.size)
+        self._tags = tuple(field.tag for field in fields)
+        self._sizes = (8,) * len(fields)
+        self._kinds = tuple(field.scalar for field in fields)
+        self._limits = tuple(map(_limits, fields))
+        read = operator.attrgetter(*(field.name for field in fields))
+        self._read: Callable[[Any], tuple[Any, ...]] = read if len(fields) > 1 else lambda value: (read(value),)
+
+    @classmethod
+    def of(cls, message: type[Message]) -> _Layout | None:
+        """None for a message with anything but numbers."""
+        numbers = all(
+            field.scalar in (int, float) and not field.repeated and not field.optional for field in message.FIELDS
+        )
+        return cls(message.TYPE, message.FIELDS) if numbers and message.FIELDS else None
+
+    def encode(self, value: Message) -> bytes | None:
+        """The whole frame."""
+        items = list(self._head)
+        contents = self._read(value)
+        if tuple(map(type, contents)) != self._kinds or not self._fits(contents):
+            return None
+        for number, content in zip(self._tags, contents, strict=True):
+            items += (number, 8, content)
+        return self._frame.pack(*items)
+
+    def decode(self, body: bytes | bytearray | memoryview) -> tuple[Any, ...] | None:
+        """The values of the fields, in their order."""
+        if len(body) != self._body.size:
+            return None
+        items = self._body.unpack(body)
+        if items[::3] != self._tags or items[1::3] != self._sizes:
+            return None
+        values = items[2::3]
+        return values if self._fits(values) else None
+
+    def _fits(self, values: Sequence[Any]) -> bool:
+        for value, (minimum, maximum) in zip(values, self._limits, strict=True):  # noqa: SIM110 (a generator is slower)
+            if not minimum <= value <= maximum:
+                return False
+        return True
+
+
+def _limits(field: _Field) -> tuple[float, float]:
+    lowest, highest = (_I64_MIN, _I64_MAX) if field.scalar is int else (-math.inf, math.inf)
+    return (
+        lowest if field.minimum is None else max(lowest, field.minimum),
+        highest if field.maximum is None else min(highest, field.maximum),
+    )
+
+
 # --- building a field's codec -------------------------------------------------------------------
 
 
@@ -255,6 +330,9 @@ def _field(owner: str, spec: dataclasses.Field[Any], hint: Any) -> _Field:
         tag=spec.metadata["tag"],
         name=spec.name,
         kind=getattr(hint, "__name__", str(hint)),
+        scalar=hint if hint in _SCALARS else None,
+        minimum=spec.metadata["minimum"],
+        maximum=spec.metadata["maximum"],
         repeated=repeated,
         optional=optional,
         has_default=spec.default is not dataclasses.MISSING,

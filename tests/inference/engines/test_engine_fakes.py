@@ -16,6 +16,8 @@ from inference.engines.base import (
     SpeechToTextEngine,
     TextToSpeechEngine,
     TokensOut,
+    Transcription,
+    TranscriptOut,
     Utterance,
     VoiceActivityEngine,
 )
@@ -93,6 +95,29 @@ def test_speech_to_text_says_how_long_it_heard_someone() -> None:
     assert isinstance(bad, EngineError)
 
 
+def test_speech_to_text_encodes_one_and_decodes_all() -> None:
+    stt = FakeSpeechToText()
+    tone = np.full(16_000, 0.1, np.float32)
+    for request in (1, 2, 3):
+        stt.start(request, Utterance(tone))
+    with pytest.raises(EngineError, match="already running"):
+        stt.start(1, Utterance(tone))
+    with pytest.raises(EngineError, match="bad audio"):
+        stt.start(4, Utterance(np.full(10, np.nan, np.float32)))
+    assert stt.step([2, 1, 3]) == []
+    assert [stt.next_step(request) for request in (1, 2, 3)] == ["encode", "decode", "encode"]
+    with pytest.raises(EngineError, match="same next step"):
+        stt.step([1, 2])
+    stt.step([1])
+    stt.cancel(3)
+    stt.cancel(9)
+    said = Transcription("heard 1000 ms", "en", -0.1, 0.0)
+    assert stt.step([9, 1, 2]) == [TranscriptOut(1, said), TranscriptOut(2, said)]
+    assert not stt.running()
+    with pytest.raises(EngineError, match="no request 1"):
+        stt.next_step(1)
+
+
 def test_the_language_model_answers_one_word_a_step() -> None:
     llm = FakeLanguageModel()
     llm.load(NOWHERE, OPTIONS)
@@ -118,6 +143,18 @@ def test_a_slot_keeps_what_its_next_prompt_shares() -> None:
     last = generate(llm)[3][-1]
     assert isinstance(last, TokensOut)
     assert last.cached_tokens == 0
+
+
+def test_with_no_tokens_to_write_the_prompt_is_only_cached() -> None:
+    llm = FakeLanguageModel()
+    llm.load(NOWHERE, OPTIONS)
+    history = [Message("user", "hello there")]
+    llm.start(1, 0, history, Sampling(max_tokens=0))
+    assert generate(llm)[1] == [TokensOut(1, "", "length", 3, 0, 0)]
+    llm.start(2, 0, history, Sampling())
+    assert generate(llm)[2][-1] == TokensOut(2, " there", "stop", 3, 2, 4)
+    with pytest.raises(EngineError, match="max_tokens is -1"):
+        llm.start(1, 0, history, Sampling(max_tokens=-1))
 
 
 def test_long_prompts_take_several_steps_and_urgent_ones_go_alone() -> None:

@@ -195,6 +195,41 @@ def test_moving_one_rooms_cache_leaves_the_others_alone(llm: LlamaLanguageModel)
     assert sum(one[:12] == other[:12] for one, other in zip(expected, answers(), strict=True)) >= 3
 
 
+def test_a_prompt_can_be_decoded_before_anything_is_asked_for(llm: LlamaLanguageModel) -> None:
+    expected = answer(llm, 0, user("Tell me a story."))
+    llm.release(0)
+    for request in (1, 2):
+        llm.start(request, 0, user("Tell me a story."), Sampling(max_tokens=0))
+        text, end = finish(llm)[request]
+        assert (text, end.finish, end.completion_tokens) == ("", "length", 0)
+    assert end.cached_tokens == end.prompt_tokens
+    llm.start(3, 0, user("Tell me a story."), GREEDY)
+    text, end = finish(llm)[3]
+    assert end.prompt_tokens - end.cached_tokens == 1
+    assert text[:12] == expected[:12]
+
+
+def test_a_system_message_decoded_alone_is_shared_and_none_of_it_is_decoded_again(llm: LlamaLanguageModel) -> None:
+    system = Message("system", "You know everything about bicycles. " * 20)
+    llm.start(1, 0, [system], Sampling(max_tokens=0))
+    llm.start(2, 1, [system], Sampling(max_tokens=0))
+    ends = finish(llm)
+    assert ends[1][1].cached_tokens == 0
+    assert ends[2][1].cached_tokens == ends[2][1].prompt_tokens
+    for slot in range(3):
+        llm.start(slot, slot, [system, Message("user", "Hello.")], GREEDY)
+    for _, end in finish(llm).values():
+        assert end.cached_tokens == ends[1][1].prompt_tokens
+
+
+def test_a_cancelled_prefill_keeps_what_it_has_done(llm: LlamaLanguageModel) -> None:
+    llm.start(1, 0, user("sea " * 300), Sampling(max_tokens=0))
+    llm.step()
+    llm.cancel(1)
+    llm.start(2, 0, user("sea " * 300), GREEDY)
+    assert finish(llm)[2][1].cached_tokens == PREFILL_CHUNK
+
+
 def test_release_forgets_what_was_said(llm: LlamaLanguageModel) -> None:
     answer(llm, 0, [Message("user", "My name is Ada.")])
     llm.release(0)
@@ -269,8 +304,10 @@ def test_what_cannot_fit_is_refused_with_numbers(llm: LlamaLanguageModel) -> Non
         llm.start(1, 4, user("hi"), GREEDY)
     with pytest.raises(EngineError, match="no messages"):
         llm.start(1, 0, [], GREEDY)
-    with pytest.raises(EngineError, match="max_tokens is 0"):
-        llm.start(1, 0, user("hi"), Sampling(max_tokens=0))
+    with pytest.raises(EngineError, match="max_tokens is -1"):
+        llm.start(1, 0, user("hi"), Sampling(max_tokens=-1))
+    with pytest.raises(EngineError, match="grammar and json_schema"):
+        llm.start(1, 0, user("hi"), Sampling(grammar='root ::= "a"', json_schema="{}"))
     llm.start(1, 0, user("hi"), GREEDY)
     with pytest.raises(EngineError, match="request 1 is already running"):
         llm.start(1, 1, user("hi"), GREEDY)

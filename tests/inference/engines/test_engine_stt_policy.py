@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 
 from inference.engines.base import EngineError, EngineOptions
-from inference.engines.stt import (
-    WhisperSpeechToText,
-    ends_in_loop,
-    is_repetition,
-    loud_seconds,
-    loudness,
-    split_at_pauses,
-    spoken,
-)
+from inference.engines.stt import WhisperSpeechToText
+from inference.engines.whisper_audio import loud_seconds, loudness, split_at_pauses
+from inference.engines.whisper_search import ends_in_loop, is_repetition, spoken
 
 
 @pytest.mark.parametrize(

@@ -278,12 +278,16 @@ async def test_transcribe(tmp_path: Path) -> None:
         second = await started(room.transcribe(5, 9, speculative=True))
         assert await peer.expect(m.Transcribe) == m.Transcribe(1, 0, 5, "en", False)
         assert await peer.expect(m.Transcribe) == m.Transcribe(2, 5, 9, "", True)
+        third = await started(room.transcribe(9, 12, partial=True))
+        assert await peer.expect(m.Transcribe) == m.Transcribe(3, 9, 12, partial=True)
         # In any order: each gets its own.
         peer.send(m.RequestFailed(2, "engine", "broken"), m.Transcript(1, "hello", "en", -0.1, 0.0, 3.0))
         assert (await first).text == "hello"
         with pytest.raises(RequestFailedError, match=r"broken \(engine\)") as caught:
             await second
         assert caught.value.code == "engine"
+        peer.send(m.Transcript(3, "so far", "en", -0.1, 0.0, 3.0))
+        assert (await third).text == "so far"
 
 
 async def test_cancelling_the_await_cancels_the_request(tmp_path: Path) -> None:
@@ -304,8 +308,10 @@ async def test_cancelling_the_await_cancels_the_request(tmp_path: Path) -> None:
 
 async def test_generate(tmp_path: Path) -> None:
     async with room_open(tmp_path) as (room, _, peer):
-        generation = room.generate(CHAT, max_tokens=7, stop=("\n",))
-        assert await peer.expect(m.Generate) == m.Generate(1, CHAT, 7, stop=("\n",))
+        generation = room.generate(CHAT, max_tokens=7, stop=("\n",), speculative=True, grammar="g", json_schema="{}")
+        assert await peer.expect(m.Generate) == m.Generate(
+            1, CHAT, 7, stop=("\n",), speculative=True, grammar="g", json_schema="{}"
+        )
         peer.send(m.TextDelta(1, "Hel"), m.TextDelta(1, "lo"), m.GenerateDone(1, "stop", 9, 3, 2))
         assert [text async for text in generation] == ["Hel", "lo"]
         assert generation.done == m.GenerateDone(1, "stop", 9, 3, 2)

@@ -283,6 +283,137 @@ async def test_a_peer_that_never_reads_is_cut_off() -> None:
         assert repr(client) == before
 
 
+# --- dispatch -------------------------------------------------------------------------------------
+
+
+async def test_dispatch_hands_over_in_order_what_came_before_it_and_after() -> None:
+    async with pair() as (client, server):
+        for number in range(100):
+            client.send(s.Ping(number))
+        await until(lambda: received_count(server) == 100)
+        got: list[Received] = []
+        dispatching = asyncio.create_task(server.dispatch(got.append))
+        await until(lambda: len(got) == 100)
+        for number in range(100, 200):
+            client.send(s.Ping(number))
+        client.close()
+        await dispatching
+        assert got == [Received(s.Ping(number)) for number in range(200)]
+
+
+async def test_an_answer_from_the_handler_is_on_its_way_when_the_reader_returns() -> None:
+    async with pair() as (client, server):
+
+        def answer(received: Received) -> None:
+            assert isinstance(received.message, s.Ping)
+            server.send(s.Pong(received.message.sent_ns))
+
+        dispatching = asyncio.create_task(server.dispatch(answer))
+        for number in range(1000):
+            client.send(s.Ping(number))
+        for number in range(1000):
+            assert await client.receive() == Received(s.Pong(number))
+        client.close()
+        await dispatching
+
+
+async def test_dispatch_raises_garbage_after_what_came_before_it() -> None:
+    async with raw_peer(Role.SERVER) as (server, peer):
+        got: list[Received] = []
+        peer.send(encode(s.Ping(1)) + encode(s.Ping(2)) + b"x" * 20)
+        with pytest.raises(RemoteProtocolError, match="not a frame"):
+            await server.dispatch(got.append)
+        assert got == [Received(s.Ping(1)), Received(s.Ping(2))]
+
+
+async def test_dispatch_raises_what_the_handler_raises_and_hands_over_nothing_after_it() -> None:
+    async with pair() as (client, server):
+        got = []
+
+        def handle(received: Received) -> None:
+            got.append(received.message)
+            if received.message == s.Ping(3):
+                raise LocalProtocolError("three")
+
+        for number in range(6):
+            client.send(s.Ping(number))
+        with pytest.raises(LocalProtocolError, match="three"):
+            await server.dispatch(handle)
+        assert got == [s.Ping(0), s.Ping(1), s.Ping(2), s.Ping(3)]
+        # The rest is still there for whoever wants it.
+        assert await server.receive() == Received(s.Ping(4))
+
+
+async def test_dispatch_raises_that_the_peer_never_reads() -> None:
+    async with raw_peer(Role.CLIENT) as (client, _):
+        dispatching = asyncio.create_task(client.dispatch(lambda received: None))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            client.send(s.Shutdown("x" * 900_000))
+        with pytest.raises(SlowPeerError):
+            await dispatching
+
+
+async def test_dispatch_ends_when_its_handler_closes_the_stream(nothing_left_open: Watch) -> None:
+    with nothing_left_open():
+        async with pair(FORKSERVER) as (client, server):
+            descriptor = memfd_with(b"")
+            for number in range(5):
+                client.send(s.Spawn(f"{number}"), (descriptor,))
+            await client.drain()
+            os.close(descriptor)
+            got = []
+
+            def handle(received: Received) -> None:
+                got.append(received.message)
+                for taken in received.descriptors:
+                    os.close(taken)
+                server.close()
+
+            await server.dispatch(handle)
+            assert got == [s.Spawn("0")]
+
+
+async def test_dispatch_that_is_cancelled_leaves_the_rest_to_iteration() -> None:
+    async with pair() as (client, server):
+        got: list[Received] = []
+        dispatching = asyncio.create_task(server.dispatch(got.append))
+        client.send(s.Ping(1))
+        await until(lambda: len(got) == 1)
+        dispatching.cancel()
+        await asyncio.wait([dispatching])
+        client.send(s.Ping(2))
+        assert await server.receive() == Received(s.Ping(2))
+        assert len(got) == 1
+
+
+async def test_dispatch_of_much_at_once_leaves_the_loop_to_others_and_is_felt_by_the_sender() -> None:
+    async with pair() as (client, server):
+        count = 0
+        while "outgoing=0B" in repr(client):
+            for _ in range(500):
+                client.send(s.Ping(count))
+                count += 1
+            assert count < 1_000_000
+        turns_of_others = 0
+
+        async def other() -> None:
+            nonlocal turns_of_others
+            while True:
+                turns_of_others += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        got: list[Received] = []
+        dispatching = asyncio.create_task(server.dispatch(got.append))
+        await until(lambda: len(got) == count)
+        task.cancel()
+        assert turns_of_others >= count / 32 / 2
+        assert got == [Received(s.Ping(number)) for number in range(count)]
+        client.close()
+        await dispatching
+
+
 # --- ends -----------------------------------------------------------------------------------------
 
 
