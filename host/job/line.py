@@ -22,8 +22,11 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from host.job.room import Side
+if TYPE_CHECKING:
+    from host.job.room import Side
+
 
 CALLER_RATE = 16_000
 TICK_MS = 20

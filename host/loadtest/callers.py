@@ -12,9 +12,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from host.job.room import AgentState
 from host.loadtest.draws import Draws
+
+if TYPE_CHECKING:
+    from host.job.room import AgentState
 
 QUIET_S = 0.4
 """An answer is over when the agent says it listens and has not been heard for so long."""

@@ -7,9 +7,12 @@ A tick in which there is not enough to hear, in the middle of an answer, is an u
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from host.job.room import AgentState
 from host.loadtest.timeline import Event, Gap, Heard
+
+if TYPE_CHECKING:
+    from host.job.room import AgentState
 
 TICK_S = 0.02
 VOICED = 330

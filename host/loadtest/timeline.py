@@ -7,9 +7,10 @@ of sample n is the start of the call plus n / rate, whenever the caller's proces
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from host.job.room import AgentState, Side
+if TYPE_CHECKING:
+    from host.job.room import AgentState, Side
 
 
 @dataclass(frozen=True, slots=True)

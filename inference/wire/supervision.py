@@ -70,7 +70,7 @@ class InitializeInference(Message):
     tts_name: str = tag(11)
     tts_path: str = tag(12)
     log_level: str = tag(13, default="INFO")
-    engines: Literal["real", "fake"] = tag(14, default="real")
+    engines: Literal["real", "stock", "fake"] = tag(14, default="real")
     llm_threads: int = tag(15, default=1, minimum=1)
     stacks_file: str = tag(16, default="")
     """Where the stacks go on SIGUSR1; "" is standard error."""

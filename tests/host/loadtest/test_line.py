@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host.job import line
+from host.job.room import Side
 
 GOLDEN = {
     "ROOM": (line.pack(line.Kind.ROOM, b"one"), "01 03000000 6f6e65"),
@@ -41,7 +42,7 @@ def test_a_tick_comes_back(heard: int, dropped: int, cleared: int, pcm: bytes) -
 
 
 @given(st.sampled_from(["user", "agent"]), st.text(max_size=20), st.text(max_size=200), st.booleans())
-def test_a_text_comes_back(side: line.Side, segment: str, text: str, final: bool) -> None:
+def test_a_text_comes_back(side: Side, segment: str, text: str, final: bool) -> None:
     ((_, body),) = line.Frames().push(line.Text(side, segment, text, final).pack())
     assert line.Text.unpack(body) == line.Text(side, segment, text, final)
 
