@@ -117,7 +117,11 @@ POWERS = (
         # installed: no process of a running host does.
         ("host/process.py", "models/sources.py"),
     ),
-    Power("WebRTC", ("livekit.rtc",), ("host/job/room_livekit.py", "host/job/resample.py")),
+    Power(
+        "WebRTC",
+        ("livekit.rtc",),
+        ("host/job/room_livekit.py", "host/job/resample.py", "host/loadtest/line_livekit.py"),
+    ),
     Power(
         "shared memory",
         ("mmap", "os.memfd_create", "os.eventfd", "os.eventfd_read", "os.eventfd_write", "_posixshmem"),

@@ -51,6 +51,19 @@ class Line(Protocol):
         """Leave."""
 
 
+class Lines(Protocol):
+    """Where the calls of a process come from."""
+
+    async def start(self) -> None:
+        """Be ready."""
+
+    async def answer(self, call: RunningCall, token: str) -> Line:
+        """The line of ``call``, as soon as the agent is there. Raises ``ConnectionError``."""
+
+    async def aclose(self) -> None:
+        """Be ready no more."""
+
+
 class RunningCall:
     """A call from the moment the agent is there. ``report`` is told of everything that happens."""
 

@@ -11,12 +11,13 @@ import asyncio
 import logging
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import uvloop
 
-from host.loadtest.call import RunningCall
+from host.loadtest.call import Lines, RunningCall
 from host.loadtest.line_local import LocalLines
 from host.loadtest.plan import Call, CallersPlan, HangUp, Happened, Ready, decode, encode
 from host.loadtest.speech import Recording, read_recordings
@@ -35,7 +36,7 @@ class Callers:
         self._plan = plan
         self._recordings = recordings
         self._tell = tell
-        self._lines = LocalLines(plan.socket)
+        self._lines = _lines(plan)
         self._calls: dict[str, tuple[RunningCall, asyncio.Task[None]]] = {}
 
     async def start(self) -> None:
@@ -64,13 +65,12 @@ class Callers:
         self._calls[call.room] = (running, task)
 
     async def _hold(self, running: RunningCall, call: Call, report: Callable[[Event], None]) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            line = await self._lines.answer(running)
+            line = await self._lines.answer(running, call.token)
             await running.run(line)
         except ConnectionError as exc:
             logger.warning("call %s: %s", call.room, exc)
-            report(Left(loop.time(), str(exc)))
+            report(Left(time.monotonic(), str(exc)))
         finally:
             del self._calls[call.room]
 
@@ -88,6 +88,15 @@ class Callers:
         if tasks := [task for _, task in self._calls.values()]:
             await asyncio.wait(tasks)
         await self._lines.aclose()
+
+
+def _lines(plan: CallersPlan) -> Lines:
+    if plan.transport == "local":
+        return LocalLines(plan.socket)
+    # Only where it is used: WebRTC is most of such a process.
+    from host.loadtest.line_livekit import LiveKitLines
+
+    return LiveKitLines(plan.url)
 
 
 async def run(control: socket.socket) -> int:

@@ -23,6 +23,7 @@ class CallersProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._told = False
 
     @property
     def pid(self) -> int:
@@ -43,7 +44,9 @@ class CallersProcess:
         finally:
             ready.cancel()
         if not self._ready.is_set():
-            raise HostError(f"the callers' process does not come up{await self._end()}")
+            self._process.kill()
+            how, _ = await self._end()
+            raise HostError(f"the callers' process does not come up: {how}")
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
@@ -59,27 +62,34 @@ class CallersProcess:
 
     def hang_up(self, room: str = "") -> None:
         """End one call, or with "" all, and the process."""
+        self._told = self._told or not room
         self._send(encode(HangUp(room)))
 
     def _send(self, line: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(line)
 
-    async def aclose(self) -> None:
-        """Everybody hangs up and the process ends. Raises ``HostError`` when it had ended by itself."""
-        if self._process is None:
-            return
-        died = not self._process.is_alive()
-        self.hang_up()
-        how = await self._end()
-        if died:
-            raise HostError(f"the callers' process has ended by itself{how}")
+    async def wait_ended(self) -> None:
+        """Returns when everybody has hung up, as they were told, and the process has ended.
 
-    async def _end(self) -> str:
+        Raises ``HostError`` when it ended by itself, before it was told to or badly.
+        """
+        early = self._process is not None and not self._told and not self._process.is_alive()
+        how, code = await self._end()
+        if early or code:
+            raise HostError(f"the callers' process has ended by itself: {how}")
+
+    async def kill(self) -> None:
+        """End it now, if it has not ended."""
+        if self._process is not None:
+            self._process.kill()
+            await self._end()
+
+    async def _end(self) -> tuple[str, int]:
         """Returns how it ended."""
-        assert self._process is not None
-        assert self._writer is not None
         process, self._process = self._process, None
+        if process is None:
+            return "", 0
         try:
             async with asyncio.timeout(_END_S):
                 code = await process.wait()
@@ -91,5 +101,6 @@ class CallersProcess:
             # What it told last is still in the socket.
             await asyncio.wait([self._reading], timeout=_END_S)
             self._reading.cancel()
-        self._writer.close()
-        return f": {describe_exit(code)}"
+        if self._writer is not None:
+            self._writer.close()
+        return describe_exit(code), code

@@ -19,6 +19,8 @@ VOICED = 330
 """A sample is voiced from 1 % of full scale on."""
 MERGE_S = 0.3
 """Shorter silence is a part of speech."""
+DIGITAL_SILENCE = 1
+STARVED_S = 0.06
 
 
 class Voice:
@@ -120,6 +122,74 @@ class Ear:
     def _over(self) -> None:
         self._answering = False
         self._gap_s = None
+
+
+class TrackEar:
+    """The caller's end of a WebRTC track at ``rate`` Hz, which plays all the time, silence included.
+
+    What comes is taken as it comes: the network's jitter was dealt with before. In the middle of an answer that the
+    agent says it is speaking, ``STARVED_S`` of digital silence are an underrun: a voice that pauses is never so quiet.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self.answer = bytearray()
+        self._queue = bytearray()
+        self._voice = Voice()
+        self._speaking = False
+        self._silent_s = 0.0
+        self._voiced = False
+
+    @property
+    def hears(self) -> bool:
+        """Whether there was voice in the last tick."""
+        return self._voice.hears
+
+    def push(self, pcm: bytes) -> None:
+        """Audio of the track, int16."""
+        self._queue += pcm
+
+    def agent_does(self, state: AgentState) -> None:
+        """The agent's state has changed."""
+        self._speaking = state == "speaking"
+        if not self._speaking:
+            self._silent_s, self._voiced = 0.0, False
+
+    def take_answer(self) -> bytes:
+        """What was heard since the last time."""
+        answer = bytes(self.answer)
+        self.answer.clear()
+        return answer
+
+    def tick(self, at_s: float) -> list[Event]:
+        """Hear what has come up to ``at_s``."""
+        pcm = bytes(self._queue)
+        self._queue.clear()
+        samples = memoryview(pcm).cast("h")
+        seconds = len(samples) / self.rate
+        events = self._starved(at_s - seconds, samples, seconds)
+        events += self._voice.tick(at_s - seconds, samples, self.rate)
+        # Silence between answers is nobody's.
+        if self.answer or self._voice.hears:
+            self.answer += pcm
+        return events
+
+    def _starved(self, at_s: float, samples: Sequence[int], seconds: float) -> list[Event]:
+        events: list[Event] = []
+        if not len(samples) or not self._speaking:
+            return events
+        if max(samples) <= DIGITAL_SILENCE and min(samples) >= -DIGITAL_SILENCE:
+            self._silent_s += seconds
+            return events
+        if self._voiced and self._silent_s >= STARVED_S:
+            events.append(Gap(at_s - self._silent_s, self._silent_s * 1000))
+        self._silent_s = 0.0
+        self._voiced = self._voiced or max(samples) >= VOICED
+        return events
+
+    def finish(self) -> list[Event]:
+        """The call is over."""
+        return self._voice.finish()
 
 
 def _first(samples: Sequence[int]) -> int:

@@ -10,9 +10,12 @@ from types import TracebackType
 from typing import Any
 
 from host.config import Config
+from host.errors import HostError
 from host.options import WorkerOptions
 from host.worker import Worker
 from inference.wire.supervision import JobUpdate, TurnReport
+
+_LOOK_S = 0.05
 
 
 class HostUnderTest(AbstractAsyncContextManager["HostUnderTest"]):
@@ -72,6 +75,15 @@ class HostUnderTest(AbstractAsyncContextManager["HostUnderTest"]):
         self.describe()
         turns, self.turns = self.turns, defaultdict(list)
         return turns
+
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Return when no job runs. Raises ``HostError`` when one does not end."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.worker.active_jobs:  # noqa: ASYNC110 (a job that the server gave tells nobody of its end)
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError as exc:
+            raise HostError(f"{self.worker.active_jobs} jobs do not end") from exc
 
     async def call(self, room: str, line: str) -> str:
         """A job for ``room``, whose caller is at ``line``, to its end. Returns "" or why it failed.

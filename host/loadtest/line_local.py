@@ -107,7 +107,7 @@ class LocalLines:
         """Listen."""
         self._server = await asyncio.start_unix_server(self._serve, self._path)
 
-    async def answer(self, call: RunningCall) -> LocalLine:
+    async def answer(self, call: RunningCall, token: str) -> LocalLine:  # noqa: ARG002 (as with a server)
         """The line of ``call``, as soon as its job is there."""
         came: asyncio.Future[LocalLine] = asyncio.get_running_loop().create_future()
         self._expected[call.room] = (call, came)

@@ -71,6 +71,7 @@ async def run(
     longest_s = _LONGEST_OF_CYCLE * test.habits.cycle_s
     recordings = await asyncio.to_thread(read_recordings, test.speech, longest_s=longest_s)
     curves = []
+    livekit = test.transport == "livekit"
     for engines in ("real", "stock") if test.baseline else (config.inference.engines,):
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loadtest-")))
@@ -87,7 +88,7 @@ async def run(
                 test.check if config.inference.engines != "fake" else 0,
                 folder,
                 job_environment(),
-                config.worker.ws_url,
+                *((config.worker.ws_url, config.worker.api_key, config.worker.api_secret) if livekit else ()),
             )
             on_progress(f"{engines} engines" if test.baseline else "starting")
             points = await _curve(test, _prepared(test, config, engines), settings, on_progress, show, on_point)

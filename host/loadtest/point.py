@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -28,8 +29,10 @@ from host.loadtest.measure import (
 )
 from host.loadtest.plan import Call, CallersPlan, Happened, agent_name
 from host.loadtest.resources import LOOK_S, Watch
-from host.loadtest.results import Point, Refused, Stages, why_not
-from host.loadtest.timeline import Answer, Timeline
+from host.loadtest.results import DeviceUse, Point, ProcessUse, Refused, Stages, why_not
+from host.loadtest.timeline import Answer, Left, Timeline
+from host.tokens import caller_token
+from inference.wire.supervision import TurnReport
 
 _ENDING_S = 60.0
 """What jobs get to end after their callers have left."""
@@ -54,6 +57,9 @@ class TestSettings:
     folder: Path
     environment: Mapping[str, str]
     url: str = ""
+    """Of the LiveKit server; "" without one."""
+    api_key: str = ""
+    api_secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,14 @@ class Live:
     doing: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Use:
+    processes: tuple[ProcessUse, ...]
+    device: DeviceUse
+    machine: float
+    cores: float
+
+
 class PointRun:
     """``rooms`` callers against ``host``. ``show`` is told every second how it goes."""
 
@@ -87,7 +101,10 @@ class PointRun:
         self._show = show
         self._run = secrets.token_hex(2)
         self._calls: dict[str, Timeline] = {}
-        self._callers = CallersProcess(self._on_event)
+        # WebRTC takes much of a core in each: a process a caller, as people have. Locally one does for all.
+        processes = rooms if settings.url else 1
+        self._callers = [CallersProcess(self._on_event) for _ in range(processes)]
+        self._over: dict[str, asyncio.Event] = {}
         self._refused: list[Refused] = []
         self._failed: list[str] = []
         self._socket = str(settings.folder / "callers.sock")
@@ -107,7 +124,18 @@ class PointRun:
             settings.url,
             settings.habits,
         )
-        await self._callers.start(plan, settings.environment)
+        async with AsyncExitStack() as stack:
+            for callers in self._callers:
+                stack.push_async_callback(callers.kill)
+                await callers.start(plan, settings.environment)
+            use = await self._talk(watch)
+        turns = self._host.take_turns()
+        checked = await self._check()
+        return self._point(turns, checked, use)
+
+    async def _talk(self, watch: Watch) -> _Use:
+        """Everybody comes, talks, and leaves. Returns what that took."""
+        settings = self._settings
         self._host.take_turns()
         # Everybody comes within one cycle; what is measured begins after it.
         start_s = time.monotonic()
@@ -122,12 +150,14 @@ class PointRun:
             while (now := time.monotonic()) < self._end_s:
                 await self._look(watch, "")
                 await asyncio.sleep(min(LOOK_S, self._end_s - now))
-            used = watch.processes()
             device = watch.device(self._host.describe()["inference"]["device"])
-            machine = watch.machine()
-            await self._callers.aclose()
+            use = _Use(watch.processes(), device, watch.machine(), watch.cores)
+            for callers in self._callers:
+                callers.hang_up()
+            await asyncio.gather(*(callers.wait_ended() for callers in self._callers))
             _, running = await asyncio.wait(seats, timeout=_ENDING_S)
             self._failed += [f"{seat.get_name()}: its job does not end" for seat in running]
+            await self._host.wait_idle(_ENDING_S)
         finally:
             for seat in seats:
                 seat.cancel()
@@ -135,8 +165,10 @@ class PointRun:
         for seat in seats:
             if not seat.cancelled() and (error := seat.exception()) is not None:
                 raise error
-        turns = self._host.take_turns()
-        checked = await self._check()
+        return use
+
+    def _point(self, turns: Mapping[str, Sequence[TurnReport]], checked: Sequence[Checked], use: _Use) -> Point:
+        settings = self._settings
         talk = self._conversations(
             {(room, turn.turn): turn.endpointing_ms / 1000 for room, reports in turns.items() for turn in reports}
         )
@@ -156,10 +188,10 @@ class PointRun:
             settings.duration_s,
             replace(talk, cross_talk=()),
             stages,
-            used,
-            device,
-            machine,
-            watch.cores,
+            use.processes,
+            use.device,
+            use.machine,
+            use.cores,
             tuple(self._refused),
             tuple(self._failed),
             tuple(checked),
@@ -168,11 +200,11 @@ class PointRun:
             not because,
             because,
             binding(
-                device,
+                use.device,
                 stages,
-                cpu=machine,
-                cores=watch.cores,
-                processes=used,
+                cpu=use.machine,
+                cores=use.cores,
+                processes=use.processes,
                 refused=[refused.reason for refused in self._refused],
                 latest_ms=late_ms,
             ),
@@ -193,6 +225,8 @@ class PointRun:
             if not await self._call(seat, number, leave_s) or leave_s is None:
                 return
             await asyncio.sleep(away_s(settings.seed, seat, number))
+            if time.monotonic() >= self._end_s:
+                return
             number += 1
 
     async def _call(self, seat: int, number: int, leave_s: float | None) -> bool:
@@ -201,12 +235,30 @@ class PointRun:
         self._calls_made += 1
         room = room_name(self._run, seat, number, name)
         self._calls[room] = Timeline(room, seat, number, name)
-        self._callers.begin(Call(room, seat, number, leave_s))
+        self._over[room] = asyncio.Event()
+        settings = self._settings
+        token = caller_token(settings.api_key, settings.api_secret, room, "caller") if settings.url else ""
+        callers = self._callers[seat % len(self._callers)]
+        callers.begin(Call(room, seat, number, leave_s, token))
+        if not settings.url:
+            return await self._local_job(room, callers)
+        # The server gives the job to the host, or to nobody: the caller sees an agent come, or none.
+        await self._over[room].wait()
+        call = self._calls[room]
+        assert call.left is not None
+        if call.joined is None:
+            self._refused.append(Refused(room, call.left.error))
+            return False
+        if call.left.error:
+            self._failed.append(f"{room}: {call.left.error}")
+        return True
+
+    async def _local_job(self, room: str, callers: CallersProcess) -> bool:
         try:
             error = await self._host.call(room, f"unix:{self._socket}")
         except HostError as exc:
             self._refused.append(Refused(room, str(exc)))
-            self._callers.hang_up(room)
+            callers.hang_up(room)
             return False
         if error:
             self._failed.append(f"{room}: {error}")
@@ -214,12 +266,14 @@ class PointRun:
 
     def _on_event(self, happened: Happened) -> None:
         self._calls[happened.room].add(happened.event)
+        if isinstance(happened.event, Left):
+            self._over[happened.room].set()
 
     # --- looking --------------------------------------------------------------------------------------
 
     async def _look(self, watch: Watch, doing: str) -> None:
         description = self._host.describe()
-        await watch.look(description, {self._callers.pid: "callers"})
+        await watch.look(description, {callers.pid: "callers" for callers in self._callers})
         talk = self._conversations({})
         now = time.monotonic()
         up = sum(call.joined is not None and call.left is None for call in self._calls.values())

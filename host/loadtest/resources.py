@@ -87,7 +87,7 @@ class Watch:
             self._busy_s[stage["stage"]] = (begun, stage["busy_s"])
         self._look_at_device(inference["device"], description)
         alive = {os.getpid(): ("host", "supervisor and load test")}
-        alive |= {process["pid"]: (process["kind"], process["name"]) for process in description["processes"]}
+        alive |= {process["pid"]: (_kind(process), process["name"]) for process in description["processes"]}
         alive |= {pid: ("callers", name) for pid, name in callers.items()}
         for pid, (kind, name) in alive.items():
             cpu_s = cpu_seconds(pid)
@@ -137,6 +137,11 @@ class Watch:
         await asyncio.to_thread(self._memory.close)
         if self._device_memory is not None:
             self._device_memory.close()
+
+
+def _kind(process: Mapping[str, Any]) -> str:
+    kind: str = process["kind"]
+    return "idle job" if kind == "job" and not process["job_id"] else kind
 
 
 def _mean(values: list[float]) -> float:
