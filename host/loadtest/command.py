@@ -45,6 +45,9 @@ def loadtest(
     places: Annotated[
         int | None, typer.Option("--places", min=1, max=255, help="Rooms the host has; default: as many as are tried.")
     ] = None,
+    admission: Annotated[
+        bool, typer.Option("--admission", help="The host refuses by its load, too, as in production.")
+    ] = False,
     transport: Annotated[
         str, typer.Option("--transport", help="local, or livekit: real WebRTC callers at --url.")
     ] = "local",
@@ -120,6 +123,7 @@ def loadtest(
         check=check,
         reply_tokens=reply_tokens,
         places=places,
+        admission=admission,
         baseline=baseline,
     )
     run(_hold(test, settings, out))

@@ -30,7 +30,7 @@ _LONGEST_OF_CYCLE = 0.6
 @dataclass(frozen=True, slots=True)
 class LoadTest:
     """What is asked. ``rooms`` None: search for the most, up to ``most``. ``places``: what the host has; None for as
-    many as are tried.
+    many as are tried. ``admission``: the host refuses by its load, too, as in production.
     """
 
     rooms: tuple[int, ...] | None
@@ -44,6 +44,7 @@ class LoadTest:
     check: int
     reply_tokens: int
     places: int | None = None
+    admission: bool = False
     baseline: bool = False
 
 
@@ -53,6 +54,8 @@ class Curve:
 
     engines: str
     points: tuple[Point, ...]
+    left_over: tuple[str, ...] = ()
+    """Processes of the host that were there after it had ended."""
 
     def best(self) -> int:
         """The most rooms that held; 0 for none."""
@@ -91,8 +94,10 @@ async def run(
                 *((config.worker.ws_url, config.worker.api_key, config.worker.api_secret) if livekit else ()),
             )
             on_progress(f"{engines} engines" if test.baseline else "starting")
-            points = await _curve(test, _prepared(test, config, engines), settings, on_progress, show, on_point)
-        curves.append(Curve(engines, tuple(points)))
+            points, left_over = await _curve(
+                test, _prepared(test, config, engines), settings, on_progress, show, on_point
+            )
+        curves.append(Curve(engines, tuple(points), left_over))
     return curves
 
 
@@ -103,14 +108,15 @@ async def _curve(
     on_progress: Callable[[str], None],
     show: Callable[[Live], None],
     on_point: Callable[[str, Point], None],
-) -> list[Point]:
+) -> tuple[list[Point], tuple[str, ...]]:
     points: list[Point] = []
     options = replace(
         worker_options(config, AgentFunctions(entrypoint=ENTRYPOINT)),
-        # Whether so many rooms hold is what is asked; the host is not to judge beforehand.
-        load_threshold=float("inf"),
         port=0,
     )
+    if not test.admission:
+        # Whether so many rooms hold is what is asked; the host is not to judge beforehand.
+        options = replace(options, load_threshold=float("inf"))
     watch = Watch(config.num_cpus)
     try:
         async with HostUnderTest(
@@ -121,12 +127,13 @@ async def _curve(
                 held: Mapping[int, bool] = {point.rooms: point.holds for point in points}
                 rooms = (todo.pop(0) if todo else None) if test.rooms else next_rooms(held, test.most)
                 if rooms is None:
-                    return points
+                    break
                 point = await PointRun(rooms, host, settings, show).run(watch)
                 points.append(point)
                 on_point(config.inference.engines, point)
                 if point.cross_talk:
-                    return points
+                    break
+        return points, watch.left_over()
     finally:
         await watch.aclose()
 

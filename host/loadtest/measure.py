@@ -14,6 +14,7 @@ A turn that was taken too early and taken back before anything of it was heard h
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -246,16 +247,19 @@ def foreign_transcripts(calls: Sequence[Timeline], said_texts: Mapping[str, str]
 
 def foreign_names(calls: Sequence[Timeline]) -> list[CrossTalk]:
     """Texts of an agent that hold the name of another room's agent. Nobody but that agent knows it."""
+    rooms = {call.name.lower(): call.room for call in calls}
+    if not rooms:
+        return []
+    any_name = re.compile(rf"\b(?:{'|'.join(map(re.escape, rooms))})\b")
     found = []
     for call in calls:
         for shown in call.shown:
             if shown.side != "agent" or not shown.final:
                 continue
-            spoken = f" {' '.join(plain(shown.text))} "
-            for other in calls:
-                if other.name != call.name and f" {' '.join(plain(other.name))} " in spoken:
-                    found.append(CrossTalk(call.room, other.room, "name", shown.text))
-                    break
+            names = any_name.findall(" ".join(plain(shown.text)))
+            foreign = next((name for name in names if name != call.name.lower()), None)
+            if foreign is not None:
+                found.append(CrossTalk(call.room, rooms[foreign], "name", shown.text))
     return found
 
 

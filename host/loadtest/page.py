@@ -307,6 +307,7 @@ def _trouble(curve: CurveReport) -> str:
             for check in point.checked
             if check.likeness < 0.5
         ]
+    rows += [(["–"], ["left over", "", _text(one), ""]) for one in curve.left_over]
     if not rows:
         return ""
     return "<h2>What went wrong</h2>" + _table(("rooms",), rows, ("what", "said", "heard as", "room"))

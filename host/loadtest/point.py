@@ -22,6 +22,7 @@ from host.loadtest.host_run import HostUnderTest
 from host.loadtest.measure import (
     Checked,
     Conversations,
+    CrossTalk,
     Distribution,
     check_answer,
     conversations,
@@ -34,6 +35,7 @@ from host.loadtest.timeline import Answer, Left, Timeline
 from host.tokens import caller_token
 from inference.wire.supervision import TurnReport
 
+_SHOWN_S = 60.0
 _ENDING_S = 60.0
 """What jobs get to end after their callers have left."""
 
@@ -64,7 +66,7 @@ class TestSettings:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What is known while it runs. ``now``: rooms that are up."""
+    """What is known while it runs. ``up``: rooms that are; turns are those of the last minute, other counts of all."""
 
     rooms: int
     up: int
@@ -110,6 +112,7 @@ class PointRun:
         self._socket = str(settings.folder / "callers.sock")
         self._calls_made = 0
         self._begin_s = self._end_s = 0.0
+        self._cross_talk: set[CrossTalk] = set()
 
     async def run(self, watch: Watch) -> Point:
         """From the first caller to the last check."""
@@ -170,7 +173,8 @@ class PointRun:
     def _point(self, turns: Mapping[str, Sequence[TurnReport]], checked: Sequence[Checked], use: _Use) -> Point:
         settings = self._settings
         talk = self._conversations(
-            {(room, turn.turn): turn.endpointing_ms / 1000 for room, reports in turns.items() for turn in reports}
+            {(room, turn.turn): turn.endpointing_ms / 1000 for room, reports in turns.items() for turn in reports},
+            self._begin_s,
         )
         calls = list(self._calls.values())
         cross_talk = (*talk.cross_talk, *foreign_audio(checked, calls))
@@ -274,8 +278,12 @@ class PointRun:
     async def _look(self, watch: Watch, doing: str) -> None:
         description = self._host.describe()
         await watch.look(description, {callers.pid: "callers" for callers in self._callers})
-        talk = self._conversations({})
         now = time.monotonic()
+        # What is shown is of the last minute: all of it, every second, would be work of its own.
+        begin_s = max(self._begin_s, now - _SHOWN_S)
+        talk = self._conversations({}, begin_s)
+        self._cross_talk.update(talk.cross_talk)
+        gaps = sum(gap.at_s >= self._begin_s for call in self._calls.values() for gap in call.gaps)
         up = sum(call.joined is not None and call.left is None for call in self._calls.values())
         device = watch.device("")
         self._show(
@@ -288,25 +296,27 @@ class PointRun:
                 talk.turns,
                 talk.lost,
                 talk.cut_off,
-                talk.underruns,
+                gaps,
                 len(self._refused),
                 description["inference"]["busy"],
                 watch.cpu,
                 device.memory_mb,
-                len(talk.cross_talk),
+                len(self._cross_talk),
                 doing,
             )
         )
 
-    def _conversations(self, endpointing_s: Mapping[tuple[str, int], float]) -> Conversations:
+    def _conversations(self, endpointing_s: Mapping[tuple[str, int], float], begin_s: float) -> Conversations:
         settings = self._settings
+        # What came before may belong to a turn that ended in time.
+        early_s = begin_s - settings.habits.patience_s - settings.habits.cycle_s
         return conversations(
-            list(self._calls.values()),
+            [call.since(early_s) for call in self._calls.values()],
             settings.said,
             endpointing_s,
             delay_s=settings.endpointing_s,
             patience_s=settings.habits.patience_s,
-            begin_s=self._begin_s,
+            begin_s=begin_s,
             end_s=self._end_s,
         )
 

@@ -58,6 +58,8 @@ class CurveReport:
     engines: str
     most: int
     points: tuple[Point, ...]
+    left_over: tuple[str, ...] = ()
+    """Processes of the host that were there after it had ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ def make(test: LoadTest, config: Config, curves: list[Curve]) -> Report:
             config.models.profile,
         ),
         tuple(
-            CurveReport(curve.engines, curve.best(), tuple(sorted(curve.points, key=lambda point: point.rooms)))
+            CurveReport(
+                curve.engines, curve.best(), tuple(sorted(curve.points, key=lambda point: point.rooms)), curve.left_over
+            )
             for curve in curves
         ),
     )

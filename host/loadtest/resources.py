@@ -53,6 +53,7 @@ class Watch:
         self._meter = CpuMeter(num_cpus)
         self._memory = MemoryMeter()
         self._device_memory: DeviceMemory | None = None
+        self._pids: dict[int, str] = {}
         self._restart()
 
     def _restart(self) -> None:
@@ -89,6 +90,7 @@ class Watch:
         alive = {os.getpid(): ("host", "supervisor and load test")}
         alive |= {process["pid"]: (_kind(process), process["name"]) for process in description["processes"]}
         alive |= {pid: ("callers", name) for pid, name in callers.items()}
+        self._pids |= {pid: name for pid, (_, name) in alive.items() if pid != os.getpid()}
         for pid, (kind, name) in alive.items():
             cpu_s = cpu_seconds(pid)
             seen = self._seen.setdefault(pid, _Seen(kind, name, now, cpu_s))
@@ -114,6 +116,10 @@ class Watch:
     def processes(self) -> tuple[ProcessUse, ...]:
         """Every process that was seen since ``begin``."""
         return tuple(seen.use() for seen in self._seen.values() if seen.last_s > seen.since_s)
+
+    def left_over(self) -> tuple[str, ...]:
+        """Of all processes that were ever seen, those that are there still (but ours)."""
+        return tuple(f"{name} ({pid})" for pid, name in self._pids.items() if cpu_seconds(pid))
 
     def machine(self) -> float:
         """The CPU since ``begin``, 0 to 1."""

@@ -78,7 +78,7 @@ def ms(seconds: float) -> str:
 def _line(now: Live) -> str:
     return (
         f"[dim]{now.passed_s:.0f} of {now.whole_s:.0f} s[/] rooms {now.up}/{now.rooms} {now.doing} "
-        f"p50 {ms(now.after_endpointing.p50)} p95 {ms(now.after_endpointing.p95)} ms, turns {now.turns}, "
+        f"p50 {ms(now.after_endpointing.p50)} p95 {ms(now.after_endpointing.p95)} ms, turns {now.turns} a minute, "
         f"underruns {now.underruns}, device {now.busy:.0%}, CPU {now.cpu:.0%}"
     )
 
@@ -94,7 +94,7 @@ def _live(now: Live) -> Group:
         f"[bold]{ms(now.after_endpointing.p50)}[/] ms",
         "[dim]p95[/]",
         f"[bold]{ms(now.after_endpointing.p95)}[/] ms",
-        "[dim]turns[/]",
+        "[dim]turns a minute[/]",
         f"{now.turns}",
     )
     grid.add_row(

@@ -129,6 +129,22 @@ class Timeline:
     joined: Joined | None = None
     left: Left | None = None
 
+    def since(self, begin_s: float) -> Timeline:
+        """What happened from ``begin_s`` on."""
+        return Timeline(
+            self.room,
+            self.seat,
+            self.call,
+            self.name,
+            [said for said in self.said if said.end_s >= begin_s],
+            [heard for heard in self.heard if heard.end_s is None or heard.end_s >= begin_s],
+            [gap for gap in self.gaps if gap.at_s >= begin_s],
+            [shown for shown in self.shown if shown.at_s >= begin_s],
+            [answer for answer in self.answers if answer.at_s >= begin_s],
+            self.joined,
+            self.left,
+        )
+
     def add(self, event: Event) -> None:
         """The next event; a ``Heard`` that ends takes the place of the one that began."""
         match event:
