@@ -95,9 +95,12 @@ class LineRoom:
                     if kind is not line.Kind.TICK:
                         raise line.LineError(f"{kind.name} from a caller")
                     self._take(line.Tick.unpack(body))
-        except ConnectionError as exc:
+        except line.LineError as exc:
             reason = f"the line broke: {exc}"
             logger.warning("room %s: %s", self._name, reason)
+        except ConnectionError as exc:
+            # A caller who hung up before all was read.
+            logger.debug("room %s: %s", self._name, exc)
         self._close(reason)
 
     def _take(self, tick: line.Tick) -> None:

@@ -63,8 +63,11 @@ class LocalLine:
             while data := await self._reader.read(_READ_BYTES):
                 self.take(frames.push(data))
             self._over = "the agent has left"
-        except ConnectionError as exc:
+        except line.LineError as exc:
             self._over = f"the line broke: {exc}"
+        except ConnectionError as exc:
+            # A job that ended before it had read all.
+            self._over = f"the agent has left: {exc}"
 
     def tick(self, at_s: float, block: bytes) -> list[Event]:
         """Say 20 ms at 16 kHz and hear what came; returns what was noticed."""
