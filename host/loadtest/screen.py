@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live as LiveDisplay
 from rich.markup import escape
@@ -18,6 +19,7 @@ from host.loadtest.point import Live
 from host.loadtest.results import Point, by_kind
 
 _EVERY_S = 10.0
+_BOX = SIMPLE_HEAD
 
 
 class Screen:
@@ -129,11 +131,11 @@ def table(curve: Curve, target_ms: float) -> Table:
     found = Table(
         title=f"{curve.engines} engines: response in ms, without endpointing (target: p95 ≤ {target_ms:.0f})",
         title_justify="left",
+        box=_BOX,
     )
-    found.add_column("rooms", justify="right")
-    for name in ("p50", "p95", "p99", "p95 with", "turns", "under-\nruns", "cut\noff", "lost", "wrong", "refused"):
-        found.add_column(name, justify="right")
-    for name in ("device", "CPU"):
+    titles = ("rooms", "p50", "p95", "p99", "with\np95", "turns", "under\nruns", "cut\noff", "lost", "wrong", "re-\nfused",
+              "dev-\nice", "CPU")  # fmt: skip
+    for name in titles:
         found.add_column(name, justify="right")
     found.add_column("binds")
     for point in sorted(curve.points, key=lambda point: point.rooms):
@@ -161,7 +163,7 @@ def table(curve: Curve, target_ms: float) -> Table:
 
 def stage_table(points: Sequence[Point]) -> Table:
     """Where the response goes."""
-    found = Table(title="stages of the response, p50 / p95 in ms", title_justify="left")
+    found = Table(title="stages of the response, p50 / p95 in ms", title_justify="left", box=_BOX)
     found.add_column("rooms", justify="right")
     for name in ("endpointing", "speech to text", "first token", "first audio", "playout"):
         found.add_column(name, justify="right")
@@ -179,7 +181,7 @@ def stage_table(points: Sequence[Point]) -> Table:
 
 def process_table(point: Point) -> Table:
     """What the processes took."""
-    found = Table(title=f"processes with {point.rooms} rooms", title_justify="left")
+    found = Table(title=f"processes with {point.rooms} rooms", title_justify="left", box=_BOX)
     for name in ("kind", "how many"):
         found.add_column(name)
     for name in ("CPU of a core", "memory MB", "most MB", "MB a minute"):
