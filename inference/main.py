@@ -159,7 +159,9 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         device = choose_device(settings.device)
     except NoDeviceError as exc:
         return await _fail(supervisor, str(exc), EXIT_NO_DEVICE)
-    options = EngineOptions(device, settings.threads, settings.max_rooms, settings.context_tokens)
+    options = EngineOptions(
+        device, settings.threads, settings.max_rooms, settings.context_tokens, settings.resident_rooms
+    )
 
     def come_up() -> tuple[Engines, str]:
         engines = make_engines(settings.engines)

@@ -20,6 +20,10 @@ from host.loadtest.results import Point, by_kind
 
 _EVERY_S = 10.0
 _BOX = SIMPLE_HEAD
+_TITLES = (
+    "rooms", "p50", "p95", "p99", "p95\nwith", "turns", "under\nruns", "cut\noff", "lost", "wrong", "re-\nfused",
+    "dev-\nice", "CPU",
+)  # fmt: skip
 
 
 class Screen:
@@ -133,9 +137,7 @@ def table(curve: Curve, target_ms: float) -> Table:
         title_justify="left",
         box=_BOX,
     )
-    titles = ("rooms", "p50", "p95", "p99", "with\np95", "turns", "under\nruns", "cut\noff", "lost", "wrong", "re-\nfused",
-              "dev-\nice", "CPU")  # fmt: skip
-    for name in titles:
+    for name in _TITLES:
         found.add_column(name, justify="right")
     found.add_column("binds")
     for point in sorted(curve.points, key=lambda point: point.rooms):

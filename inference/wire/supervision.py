@@ -74,6 +74,7 @@ class InitializeInference(Message):
     llm_threads: int = tag(15, default=1, minimum=1)
     stacks_file: str = tag(16, default="")
     """Where the stacks go on SIGUSR1; "" is standard error."""
+    resident_rooms: int = tag(17, default=0, minimum=0, maximum=255)
 
 
 @message(211)
