@@ -9,7 +9,7 @@ from host.loadtest.results import Binding, DeviceUse, ProcessUse, Stages
 BUSY = 0.8
 """A device lane that works for such a share of the time makes requests wait; so does a CPU."""
 
-_OTHERS = 0.25
+OTHERS = 0.25
 """Cores that other programs take, from which on it is worth saying."""
 
 _NAMES = {"stt": "speech to text", "llm": "language model", "tts": "voice", "vad": "voice activity"}
@@ -27,6 +27,7 @@ def binding(
     *,
     cpu: float,
     cores: float,
+    others: float,
     processes: Sequence[ProcessUse],
     refused: Sequence[str],
     latest_ms: float,
@@ -45,8 +46,7 @@ def binding(
         for process in processes:
             kinds[process.kind] = kinds.get(process.kind, 0.0) + process.cpu * process.count
         kind, most = max(kinds.items(), key=lambda item: item[1], default=("", 0.0))
-        others = cpu * cores - sum(kinds.values())
-        beside = f", other programs {others:.1f}" if others > _OTHERS else ""
+        beside = f", other programs {others:.1f}" if others > OTHERS else ""
         why = f"the CPU was busy {cpu:.0%} of the time: of {cores:g} cores {kind} took {most:.1f}{beside}"
         return Binding("CPU", why)
     parts = {name: getattr(stages, part).p95 for part, name in _PARTS.items() if getattr(stages, part).count}

@@ -13,6 +13,7 @@ from typing import Protocol
 from host.job.line import TICK_BYTES, TICK_MS
 from host.job.room import AgentState
 from host.loadtest.callers import Caller, Habits, Speak, turns
+from host.loadtest.draws import Draws
 from host.loadtest.measure import percentile
 from host.loadtest.speech import Recording
 from host.loadtest.timeline import AgentDoes, Answer, Event, Joined, Left, Said, Shown
@@ -77,6 +78,7 @@ class RunningCall:
         habits: Habits,
         seed: int,
         folder: Path,
+        keep: float,
         report: Callable[[Event], None],
         leave_s: float | None,
     ) -> None:
@@ -86,6 +88,8 @@ class RunningCall:
         self._habits = habits
         self._script = turns(seed, seat, number, [recording.clip for recording in recordings.values()], habits)
         self._folder = folder
+        self._keep_share = keep
+        self._draws = Draws(seed, seat, number, 3)
         self._report = report
         self._leave_s = leave_s
         self._agent: AgentState | None = None
@@ -113,9 +117,11 @@ class RunningCall:
         if not pcm:
             return
         self._answers += 1
-        file = self._folder / f"{self.room}-{self._answers}.pcm"
-        file.write_bytes(pcm)
-        self._report(Answer(shown.at_s, shown.segment, shown.text, str(file), rate, len(pcm) / 2 / rate))
+        file = ""
+        if self._draws.chance(self._keep_share):
+            file = str(self._folder / f"{self.room}-{self._answers}.pcm")
+            Path(file).write_bytes(pcm)
+        self._report(Answer(shown.at_s, shown.segment, shown.text, file, rate, len(pcm) / 2 / rate))
 
     async def run(self, line: Line) -> None:
         """Hold the call until its time, until told to hang up, or until the agent has gone."""

@@ -57,6 +57,7 @@ class Callers:
             habits=self._plan.habits,
             seed=self._plan.seed,
             folder=Path(self._plan.folder),
+            keep=self._plan.keep,
             report=report,
             leave_s=call.leave_s,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -82,7 +83,8 @@ def loadtest(
         ),
     ] = 24,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for report.json and report.html.", rich_help_panel=REPORT)
+        Path | None,
+        typer.Option("--out", help="Folder for report.json and report.html.", rich_help_panel=REPORT),
     ] = None,
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
@@ -154,11 +156,12 @@ async def _hold(test: LoadTest, settings: Config, out: Path | None) -> None:
 
 def _write(found: Report, out: Path) -> None:
     from host.loadtest.page import charts_possible, page
-    from host.loadtest.report import to_json
+    from host.loadtest.report import schema, to_json
 
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_bytes(to_json(found))
+        (out / "report.schema.json").write_text(json.dumps(schema(), indent=1))
         if charts_possible():
             (out / "report.html").write_text(page(found), encoding="utf-8")
         else:

@@ -17,7 +17,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from host.loadtest.timeline import Answer, Heard, Said, Shown, Timeline
@@ -307,7 +307,7 @@ class Conversations:
     """Of each answered turn: when the utterance ended, since the measuring began; the response; and without the
     endpointing delay."""
     trouble: tuple[TurnMeasure, ...] = field(default=(), repr=False)
-    """The turns that were lost, cut off, taken back or not understood."""
+    """The turns that were lost, cut off, taken back or not understood; their times are since the measuring began."""
 
 
 def conversations(
@@ -359,7 +359,11 @@ def conversations(
         word_error_rate=errors / word_count if word_count else math.nan,
         cross_talk=(*foreign_transcripts(calls, said_texts), *foreign_names(calls)),
         responses=tuple(sorted(responses)),
-        trouble=tuple(turn for turn in turns if turn.outcome in ("lost", "cut off") or turn.taken_back or turn.wrong),
+        trouble=tuple(
+            replace(turn, begin_s=turn.begin_s - begin_s, end_s=turn.end_s - begin_s)
+            for turn in turns
+            if turn.outcome in ("lost", "cut off") or turn.taken_back or turn.wrong
+        ),
     )
 
 

@@ -35,13 +35,16 @@ def agent_name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CallersPlan:
-    """For all callers of one process. ``socket``: where the jobs call (local). ``folder``: for what is heard."""
+    """For all callers of one process. ``socket``: where the jobs call (local). ``folder``: for what is heard, of
+    which ``keep`` (0 to 1) of the answers are kept.
+    """
 
     transport: Literal["local", "livekit"]
     speech: str
     longest_s: float
     seed: int
     folder: str
+    keep: float = 1.0
     socket: str = ""
     url: str = ""
     habits: Habits = field(default_factory=Habits)

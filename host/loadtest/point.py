@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,8 @@ from host.tokens import caller_token
 from inference.wire.supervision import TurnReport
 
 _SHOWN_S = 60.0
+_CALLERS_A_PROCESS = 24
+_KEPT = 4
 _ENDING_S = 60.0
 """What jobs get to end after their callers have left."""
 
@@ -91,6 +94,7 @@ class _Use:
     device: DeviceUse
     machine: float
     cores: float
+    others: float
 
 
 class PointRun:
@@ -103,13 +107,15 @@ class PointRun:
         self._show = show
         self._run = secrets.token_hex(2)
         self._calls: dict[str, Timeline] = {}
-        # WebRTC takes much of a core in each: a process a caller, as people have. Locally one does for all.
-        processes = rooms if settings.url else 1
+        # WebRTC takes much of a core in each: a process a caller, as people have. Locally one does for many.
+        processes = rooms if settings.url else math.ceil(rooms / _CALLERS_A_PROCESS)
         self._callers = [CallersProcess(self._on_event) for _ in range(processes)]
         self._over: dict[str, asyncio.Event] = {}
         self._refused: list[Refused] = []
         self._failed: list[str] = []
-        self._socket = str(settings.folder / "callers.sock")
+        # Of what was heard a few times as much is kept as will be looked at, wherever it is.
+        answers = rooms * (1 + settings.duration_s / settings.habits.cycle_s)
+        self._keep = min(1.0, _KEPT * settings.check / answers)
         self._calls_made = 0
         self._begin_s = self._end_s = 0.0
         self._cross_talk: set[CrossTalk] = set()
@@ -117,18 +123,19 @@ class PointRun:
     async def run(self, watch: Watch) -> Point:
         """From the first caller to the last check."""
         settings = self._settings
-        plan = CallersPlan(
-            settings.transport,
-            str(settings.speech),
-            settings.longest_s,
-            settings.seed,
-            str(settings.folder),
-            self._socket,
-            settings.url,
-            settings.habits,
-        )
         async with AsyncExitStack() as stack:
-            for callers in self._callers:
+            for number, callers in enumerate(self._callers):
+                plan = CallersPlan(
+                    settings.transport,
+                    str(settings.speech),
+                    settings.longest_s,
+                    settings.seed,
+                    str(settings.folder),
+                    self._keep,
+                    self._socket(number),
+                    settings.url,
+                    settings.habits,
+                )
                 stack.push_async_callback(callers.kill)
                 await callers.start(plan, settings.environment)
             use = await self._talk(watch)
@@ -154,7 +161,7 @@ class PointRun:
                 await self._look(watch, "")
                 await asyncio.sleep(min(LOOK_S, self._end_s - now))
             device = watch.device(self._host.describe()["inference"]["device"])
-            use = _Use(watch.processes(), device, watch.machine(), watch.cores)
+            use = _Use(watch.processes(), device, watch.machine(), watch.cores, watch.others())
             for callers in self._callers:
                 callers.hang_up()
             await asyncio.gather(*(callers.wait_ended() for callers in self._callers))
@@ -196,6 +203,7 @@ class PointRun:
             use.device,
             use.machine,
             use.cores,
+            use.others,
             tuple(self._refused),
             tuple(self._failed),
             tuple(checked),
@@ -208,6 +216,7 @@ class PointRun:
                 stages,
                 cpu=use.machine,
                 cores=use.cores,
+                others=use.others,
                 processes=use.processes,
                 refused=[refused.reason for refused in self._refused],
                 latest_ms=late_ms,
@@ -242,10 +251,11 @@ class PointRun:
         self._over[room] = asyncio.Event()
         settings = self._settings
         token = caller_token(settings.api_key, settings.api_secret, room, "caller") if settings.url else ""
-        callers = self._callers[seat % len(self._callers)]
+        process = seat % len(self._callers)
+        callers = self._callers[process]
         callers.begin(Call(room, seat, number, leave_s, token))
         if not settings.url:
-            return await self._local_job(room, callers)
+            return await self._local_job(room, callers, f"unix:{self._socket(process)}")
         # The server gives the job to the host, or to nobody: the caller sees an agent come, or none.
         await self._over[room].wait()
         call = self._calls[room]
@@ -257,9 +267,12 @@ class PointRun:
             self._failed.append(f"{room}: {call.left.error}")
         return True
 
-    async def _local_job(self, room: str, callers: CallersProcess) -> bool:
+    def _socket(self, process: int) -> str:
+        return str(self._settings.folder / f"callers-{process}.sock")
+
+    async def _local_job(self, room: str, callers: CallersProcess, line: str) -> bool:
         try:
-            error = await self._host.call(room, f"unix:{self._socket}")
+            error = await self._host.call(room, line)
         except HostError as exc:
             self._refused.append(Refused(room, str(exc)))
             callers.hang_up(room)
@@ -325,7 +338,7 @@ class PointRun:
     async def _check(self) -> Sequence[Checked]:
         """Some of the answers, as they were heard, transcribed by the same host, now that nobody calls any more."""
         settings = self._settings
-        answers = [(call.room, answer) for call in self._calls.values() for answer in call.answers]
+        answers = [(call.room, answer) for call in self._calls.values() for answer in call.answers if answer.file]
         chosen = Draws(settings.seed, self._rooms).shuffled(answers)[: settings.check]
         if not chosen:
             return []

@@ -122,7 +122,16 @@ def from_json(data: bytes) -> dict[str, Any]:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of the file."""
-    return msgspec.json.schema(Report)
+    whole: dict[str, Any] = _with_unknown(msgspec.json.schema(Report))
+    return whole
+
+
+def _with_unknown(part: Any) -> Any:
+    """Numbers that are not known are null."""
+    if isinstance(part, dict):
+        number = {"type": ["number", "null"]} if part.get("type") == "number" else {}
+        return {key: _with_unknown(value) for key, value in part.items()} | number
+    return [_with_unknown(item) for item in part] if isinstance(part, list) else part
 
 
 def _cpu() -> str:

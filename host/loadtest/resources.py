@@ -125,6 +125,12 @@ class Watch:
         """The CPU since ``begin``, 0 to 1."""
         return _mean(self._cpu)
 
+    def others(self) -> float:
+        """Cores that were used since ``begin`` by what is not ours."""
+        seconds = time.monotonic() - self._began_s
+        ours_s = sum(seen.cpu_last_s - seen.cpu_since_s for seen in self._seen.values() if seen.cpu_last_s)
+        return max(0.0, self.machine() * self.cores - ours_s / seconds)
+
     def device(self, name: str) -> DeviceUse:
         """The device since ``begin``."""
         seconds = time.monotonic() - self._began_s

@@ -101,6 +101,8 @@ class Point:
     cpu: float
     """Of the whole machine, or of what may be used of it."""
     cores: float
+    others: float
+    """Cores that other programs took: what is measured is of both."""
     refused: tuple[Refused, ...]
     failed: tuple[str, ...]
     """Jobs that failed, and why."""

@@ -14,12 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from host.loadtest.binding import OTHERS
 from host.loadtest.load_test import Curve
 from host.loadtest.point import Live
 from host.loadtest.results import Point, by_kind
 
 _EVERY_S = 10.0
 _BOX = SIMPLE_HEAD
+_PADDING = (0, 1, 0, 0)
 _TITLES = (
     "rooms", "p50", "p95", "p99", "p95\nwith", "turns", "under\nruns", "cut\noff", "lost", "wrong", "re-\nfused",
     "dev-\nice", "CPU",
@@ -70,6 +72,11 @@ class Screen:
             highlight=False,
             soft_wrap=True,
         )
+        if point.others > OTHERS:
+            self._console.print(
+                f"[yellow]other programs took {point.others:.1f} of {point.cores:g} cores[/]: the numbers are of both",
+                highlight=False,
+            )
 
 
 def ms(seconds: float) -> str:
@@ -136,6 +143,8 @@ def table(curve: Curve, target_ms: float) -> Table:
         title=f"{curve.engines} engines: response in ms, without endpointing (target: p95 ≤ {target_ms:.0f})",
         title_justify="left",
         box=_BOX,
+        padding=_PADDING,
+        show_edge=False,
     )
     for name in _TITLES:
         found.add_column(name, justify="right")
@@ -165,7 +174,13 @@ def table(curve: Curve, target_ms: float) -> Table:
 
 def stage_table(points: Sequence[Point]) -> Table:
     """Where the response goes."""
-    found = Table(title="stages of the response, p50 / p95 in ms", title_justify="left", box=_BOX)
+    found = Table(
+        title="stages of the response, p50 / p95 in ms",
+        title_justify="left",
+        box=_BOX,
+        padding=_PADDING,
+        show_edge=False,
+    )
     found.add_column("rooms", justify="right")
     for name in ("endpointing", "speech to text", "first token", "first audio", "playout"):
         found.add_column(name, justify="right")
@@ -183,7 +198,9 @@ def stage_table(points: Sequence[Point]) -> Table:
 
 def process_table(point: Point) -> Table:
     """What the processes took."""
-    found = Table(title=f"processes with {point.rooms} rooms", title_justify="left", box=_BOX)
+    found = Table(
+        title=f"processes with {point.rooms} rooms", title_justify="left", box=_BOX, padding=_PADDING, show_edge=False
+    )
     for name in ("kind", "how many"):
         found.add_column(name)
     for name in ("CPU of a core", "memory MB", "most MB", "MB a minute"):

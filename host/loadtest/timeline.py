@@ -86,7 +86,9 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer as it was heard, kept in ``file`` (int16 PCM at ``rate``); ``text``: what the agent says it said."""
+    """One answer as it was heard, kept in ``file`` (int16 PCM at ``rate``; "": not kept). ``text``: what the agent says
+    it said.
+    """
 
     at_s: float
     segment: str
