@@ -133,7 +133,7 @@ def loadtest(
 
 async def _hold(test: LoadTest, settings: Config, out: Path | None) -> None:
     from host.loadtest import load_test, report
-    from host.loadtest.screen import Screen, process_table, stage_table, table
+    from host.loadtest.screen import Screen, bindings, process_table, stage_table, table
 
     with Screen(errors) as screen:
         curves = await load_test.run(
@@ -143,6 +143,7 @@ async def _hold(test: LoadTest, settings: Config, out: Path | None) -> None:
         _write(report.make(test, settings, curves), out)
     for curve in curves:
         output.print(table(curve, test.target_ms))
+        output.print(bindings(curve.points))
         output.print(stage_table(curve.points))
         if curve.points:
             output.print(process_table(max(curve.points, key=lambda point: point.rooms)))

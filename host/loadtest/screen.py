@@ -148,7 +148,6 @@ def table(curve: Curve, target_ms: float) -> Table:
     )
     for name in _TITLES:
         found.add_column(name, justify="right")
-    found.add_column("binds")
     for point in sorted(curve.points, key=lambda point: point.rooms):
         talk = point.conversations
         rest = talk.after_endpointing
@@ -166,10 +165,17 @@ def table(curve: Curve, target_ms: float) -> Table:
             _bad(len(point.refused)),
             f"{point.device.busy:.0%}",
             f"{point.cpu:.0%}",
-            point.binding.stage,
             style="" if point.holds else "dim",
         )
     return found
+
+
+def bindings(points: Sequence[Point]) -> Text:
+    """What keeps more rooms from fitting, a line for each number of them."""
+    lines = Text("what binds")
+    for point in sorted(points, key=lambda point: point.rooms):
+        lines.append(f"\n{point.rooms:5}  ").append(point.binding.stage, "bold").append(f": {point.binding.why}")
+    return lines
 
 
 def stage_table(points: Sequence[Point]) -> Table:

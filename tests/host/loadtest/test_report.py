@@ -25,7 +25,7 @@ from host.loadtest.results import (
     slope_per_min,
     why_not,
 )
-from host.loadtest.screen import process_table, stage_table, table
+from host.loadtest.screen import bindings, process_table, stage_table, table
 from inference.wire.supervision import TurnReport
 from tests.host.loadtest.made_up import conversations, point, report, spread
 
@@ -123,15 +123,15 @@ def test_cross_talk_stands_at_the_top_of_the_page() -> None:
     assert "words of &lt;others&gt;" in html
 
 
-def test_the_tables_fit_a_terminal_of_100_columns() -> None:
-    console = Console(width=100, record=True, file=io.StringIO())
+def test_the_tables_fit_a_terminal_of_80_columns() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
     curve = Curve("real", (point(12, 1.2345), point(24, 2.5, holds=False)))
-    for part in (table(curve, 1500), stage_table(curve.points), process_table(curve.points[0])):
+    for part in (table(curve, 1500), bindings(curve.points), stage_table(curve.points), process_table(curve.points[0])):
         console.print(part)
     text = console.export_text()
     assert "…" not in text
-    assert "1975" in text
-    assert "12 processes" not in text
+    assert "1955" in text
+    assert "24  language model: the device worked" in text
 
 
 # --- verdicts -------------------------------------------------------------------------------------
