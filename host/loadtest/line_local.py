@@ -17,6 +17,7 @@ from host.loadtest.timeline import Event, Shown
 logger = logging.getLogger(__name__)
 
 _READ_BYTES = 64 * 1024
+_CALL_COMES_S = 10.0
 
 
 class LocalLine:
@@ -105,6 +106,7 @@ class LocalLines:
         self._path = path
         self._server: asyncio.Server | None = None
         self._expected: dict[str, tuple[RunningCall, asyncio.Future[LocalLine]]] = {}
+        self._begun = asyncio.Event()
 
     async def start(self) -> None:
         """Listen."""
@@ -114,10 +116,22 @@ class LocalLines:
         """The line of ``call``, as soon as its job is there."""
         came: asyncio.Future[LocalLine] = asyncio.get_running_loop().create_future()
         self._expected[call.room] = (call, came)
+        self._begun.set()
         try:
             return await came
         finally:
             del self._expected[call.room]
+
+    async def _call_from(self, room: str) -> tuple[RunningCall, asyncio.Future[LocalLine]]:
+        """The call; a job may be here before it. Raises ``LineError`` when nobody calls from that room."""
+        try:
+            async with asyncio.timeout(_CALL_COMES_S):
+                while room not in self._expected:
+                    self._begun.clear()
+                    await self._begun.wait()
+        except TimeoutError:
+            raise line.LineError(f"a job came for {room}, and nobody calls from there") from None
+        return self._expected[room]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frames = line.Frames()
@@ -129,10 +143,9 @@ class LocalLines:
                     return
                 cut = frames.push(data)
             kind, body = cut[0]
-            if kind is not line.Kind.ROOM or (room := line.words(body)) not in self._expected:
-                logger.warning("a job came for a room that nobody calls from")
-                return
-            call, came = self._expected[room]
+            if kind is not line.Kind.ROOM:
+                raise line.LineError(f"{kind.name} from a job before it said its room")
+            call, came = await self._call_from(line.words(body))
             opened = LocalLine(call, reader, writer)
             opened.take(cut[1:])
             if not came.done():

@@ -279,6 +279,7 @@ class PointRun:
             return False
         if error:
             self._failed.append(f"{room}: {error}")
+            callers.hang_up(room)
         return True
 
     def _on_event(self, happened: Happened) -> None:

@@ -44,7 +44,7 @@ def error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
     """
     if not said:
         return float(len(heard))
-    return _distance(said, heard) / len(said)
+    return errors(said, heard) / len(said)
 
 
 def likeness(one: Sequence[str], other: Sequence[str]) -> float:
@@ -54,11 +54,11 @@ def likeness(one: Sequence[str], other: Sequence[str]) -> float:
     0.6666666666666667
     """
     longest = max(len(one), len(other))
-    return 1.0 - _distance(one, other) / longest if longest else 1.0
+    return 1.0 - errors(one, other) / longest if longest else 1.0
 
 
-def _distance(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Levenshtein's distance in words."""
+def errors(said: Sequence[str], heard: Sequence[str]) -> int:
+    """Substitutions, deletions and insertions: Levenshtein's distance in words."""
     row = list(range(len(heard) + 1))
     for index, word in enumerate(said, 1):
         diagonal, row[0] = row[0], index

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def loadtest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def environment(folder: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("LIVEKIT_", "ROOMFUL_"))}
+    return {**kept, "TMPDIR": str(folder / "tmp"), "COLUMNS": "160"}
+
+
+def loadtest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [HOST, "loadtest", *arguments],
         capture_output=True,
@@ -41,7 +46,7 @@ def loadtest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=TIMEOUT_S,
         check=False,
         cwd=folder,
-        env={**kept, "TMPDIR": str(folder / "tmp"), "COLUMNS": "160"},
+        env=environment(folder),
     )
     assert "Traceback" not in done.stderr, done.stderr
     assert list((folder / "tmp").iterdir()) == []
@@ -109,3 +114,23 @@ def test_what_cannot_be_tested_is_said_before_anything_starts(
     assert done.returncode == 2
     assert says in " ".join(done.stderr.split())
     assert done.stdout == ""
+
+
+def test_an_interrupt_ends_the_callers_and_the_host(folder: Path) -> None:
+    process = subprocess.Popen(
+        [HOST, "loadtest", "--rooms", "1", "--duration", "60", "--cycle-s", "5"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment(folder),
+    )
+    with process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any("rooms" in line for line in lines)
+        process.send_signal(signal.SIGINT)
+        # To the end: no process of the host and no caller holds the pipe any more.
+        rest = process.stderr.read()
+        assert process.wait(TIMEOUT_S) == 130
+    assert "Traceback" not in rest
+    assert list((folder / "tmp").iterdir()) == []
