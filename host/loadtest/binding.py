@@ -46,6 +46,8 @@ def binding(
         for process in processes:
             kinds[process.kind] = kinds.get(process.kind, 0.0) + process.cpu * process.count
         kind, most = max(kinds.items(), key=lambda item: item[1], default=("", 0.0))
+        if others > max(most, OTHERS):
+            return Binding("other programs", f"they took {others:.1f} of {cores:g} cores, {kind} {most:.1f}")
         beside = f", other programs {others:.1f}" if others > OTHERS else ""
         why = f"the CPU was busy {cpu:.0%} of the time: of {cores:g} cores {kind} took {most:.1f}{beside}"
         return Binding("CPU", why)

@@ -27,8 +27,9 @@ from host.signals import run
 
 if TYPE_CHECKING:
     from host.config import Config
-    from host.loadtest.load_test import LoadTest
+    from host.loadtest.load_test import Curve, LoadTest
     from host.loadtest.report import Report
+    from host.loadtest.results import Point
 
 CALLERS, REPORT = "Callers", "Report"
 """Panels of ``--help``."""
@@ -133,25 +134,43 @@ def loadtest(
 
 async def _hold(test: LoadTest, settings: Config, out: Path | None) -> None:
     from host.loadtest import load_test, report
-    from host.loadtest.screen import Screen, bindings, process_table, stage_table, table
+    from host.loadtest.screen import Screen
 
+    found: dict[str, list[Point]] = {}
+    curves: list[load_test.Curve] = []
     with Screen(errors) as screen:
-        curves = await load_test.run(
-            test, settings, on_progress=screen.progress, show=screen.show, on_point=screen.point
-        )
-    if out is not None:
-        _write(report.make(test, settings, curves), out)
+
+        def on_point(engines: str, point: Point) -> None:
+            found.setdefault(engines, []).append(point)
+            screen.point(engines, point)
+
+        try:
+            curves = await load_test.run(
+                test, settings, on_progress=screen.progress, show=screen.show, on_point=on_point
+            )
+        finally:
+            # Whatever ends it: what was measured was measured.
+            curves = curves or [load_test.Curve(engines, tuple(points)) for engines, points in found.items()]
+            if out is not None and curves:
+                _write(report.make(test, settings, curves), out)
+    _print(curves, test.target_ms)
+    _check(curves)
+
+
+def _print(curves: list[Curve], target_ms: float) -> None:
+    from host.loadtest.screen import bindings, process_table, stage_table, table
+
     for curve in curves:
-        output.print(table(curve, test.target_ms))
-        output.print(bindings(curve.points))
-        output.print(stage_table(curve.points))
+        output.print(table(curve, target_ms), bindings(curve.points), stage_table(curve.points), sep="\n")
         if curve.points:
             output.print(process_table(max(curve.points, key=lambda point: point.rooms)))
-    cross_talk = [talk for curve in curves for point in curve.points for talk in point.cross_talk]
-    if cross_talk:
-        first = cross_talk[0]
+
+
+def _check(curves: list[Curve]) -> None:
+    """Raises ``ConversationError`` for cross-talk."""
+    for talk in (talk for curve in curves for point in curve.points for talk in point.cross_talk):
         raise ConversationError(
-            f"cross-talk: in {first.room} was heard what belongs to {first.other} ({first.how}): {first.text!r}"
+            f"cross-talk: in {talk.room} was heard what belongs to {talk.other} ({talk.how}): {talk.text!r}"
         )
 
 

@@ -140,8 +140,12 @@ async def _curve(
 
 def _prepared(test: LoadTest, config: Config, engines: str) -> Config:
     places = test.places or (max(test.rooms) if test.rooms else test.most)
+    session = replace(config.session, max_reply_tokens=test.reply_tokens)
+    if engines == "stock":
+        # Nothing is asked of them that they could not take back: they transcribe a turn when it is over.
+        session = replace(session, pause_ms=session.min_endpointing_delay_ms, partial_transcripts=False)
     return msgspec.structs.replace(
         config,
         inference=msgspec.structs.replace(config.inference, max_rooms=places, engines=engines),
-        session=replace(config.session, max_reply_tokens=test.reply_tokens),
+        session=session,
     )

@@ -176,7 +176,8 @@ def _turn(
 
 
 def _is_taken(shown: Shown) -> bool:
-    return shown.side == "user" and shown.final
+    """Whether a turn was taken with these words; one without any is a partial transcript that was withdrawn."""
+    return shown.side == "user" and shown.final and bool(shown.text)
 
 
 def _transcript(taken: Sequence[Shown], answer: Heard | None) -> tuple[str, int | None]:

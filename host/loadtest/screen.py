@@ -23,7 +23,7 @@ _EVERY_S = 10.0
 _BOX = SIMPLE_HEAD
 _PADDING = (0, 1, 0, 0)
 _TITLES = (
-    "rooms", "p50", "p95", "p99", "p95\nwith", "turns", "under\nruns", "cut\noff", "lost", "wrong", "re-\nfused",
+    "rooms", "p50", "p95", "p99", "p95\nwith", "turns", "under\nruns", "cut\noff", "lost", "wrong", "no\nroom",
     "dev-\nice", "CPU",
 )  # fmt: skip
 

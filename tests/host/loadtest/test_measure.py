@@ -86,6 +86,14 @@ def test_a_turn_that_is_taken_back_unheard_harms_nobody() -> None:
     assert (turn.outcome, turn.response_s, turn.taken_back, turn.word_errors) == ("answered", 1, True, 0)
 
 
+def test_a_partial_transcript_that_is_withdrawn_is_no_turn() -> None:
+    partial = Shown(11, "user", "user-1", "Set a", final=False)
+    timeline = call(said(10, 12), partial, took(12.4, ""), took(12.5), Heard(13, 14), took(20, "", 2))
+    (turn,) = turns_of(timeline, TEXTS, patience_s=PATIENCE_S, now_s=100)
+    assert (turn.outcome, turn.taken_back, turn.word_errors) == ("answered", False, 0)
+    assert spurious_turns(timeline) == []
+
+
 def test_an_answer_that_is_interrupted_is_no_answer_to_the_interruption() -> None:
     timeline = call(
         said(10, 12),

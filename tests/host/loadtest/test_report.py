@@ -170,13 +170,21 @@ JOBS = tuple(ProcessUse("job", f"job-{number}", 0.1, 15.0, 15.0) for number in r
         (0.95, 1.0, ["all 4 rooms are taken"], "places", "all 4 rooms are taken"),
         (0.95, 1.0, [], "voice", "95% of the time, 50% of the time for the voice"),
         (0.5, 0.97, [], "CPU", "of 2 cores inference took 1.5, other programs 0.4"),
+        (0.5, 0.9, [], "other programs", "they took 1.6 of 2 cores, inference 1.5"),
         (0.5, 0.5, [], "language model", "nothing was full"),
     ],
 )
 def test_what_binds(busy: float, cpu: float, refused: list[str], stage: str, why: str) -> None:
     device = DeviceUse("cpu", busy, 0.0, {"stt": 0.2, "llm": 0.25, "tts": 0.5})
     found = binding(
-        device, STAGES, cpu=cpu, cores=2, others=0.4, processes=(INFERENCE, *JOBS), refused=refused, latest_ms=1.0
+        device,
+        STAGES,
+        cpu=cpu,
+        cores=2,
+        others=1.6 if stage == "other programs" else 0.4,
+        processes=(INFERENCE, *JOBS),
+        refused=refused,
+        latest_ms=1.0,
     )
     assert found.stage == stage
     assert why in found.why
