@@ -176,15 +176,9 @@ JOBS = tuple(ProcessUse("job", f"job-{number}", 0.1, 15.0, 15.0) for number in r
 )
 def test_what_binds(busy: float, cpu: float, refused: list[str], stage: str, why: str) -> None:
     device = DeviceUse("cpu", busy, 0.0, {"stt": 0.2, "llm": 0.25, "tts": 0.5})
+    others = 1.6 if stage == "other programs" else 0.4
     found = binding(
-        device,
-        STAGES,
-        cpu=cpu,
-        cores=2,
-        others=1.6 if stage == "other programs" else 0.4,
-        processes=(INFERENCE, *JOBS),
-        refused=refused,
-        latest_ms=1.0,
+        device, STAGES, cpu=cpu, cores=2, others=others, processes=(INFERENCE, *JOBS), refused=refused, latest_ms=1.0
     )
     assert found.stage == stage
     assert why in found.why
