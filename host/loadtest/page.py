@@ -31,7 +31,7 @@ h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 10
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; }
 .tile { background: #fff; border: 1px solid #e5e7eb; border-radius: 8px; padding: 12px 18px; flex: 1 1 190px; }
 .tile b { display: block; font-size: 26px; line-height: 1.25; } .tile span { color: #6b7280; font-size: 13px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 14px; }
 figure { background: #fff; border: 1px solid #e5e7eb; border-radius: 8px; margin: 0; padding: 14px; }
 figcaption { font-weight: 600; margin-bottom: 6px; } figure svg { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; background: #fff; border: 1px solid #e5e7eb; border-radius: 8px; }
@@ -151,9 +151,11 @@ def _figure() -> tuple[Any, Axes]:
     return figure, axes
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Any, columns: int = 4) -> None:
     """Above the picture, where it hides nothing."""
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9, handlelength=1.5, columnspacing=1.2)
+    figure.legend(
+        loc="outside upper left", ncols=columns, frameon=False, fontsize=9, handlelength=2.4, columnspacing=1.2
+    )
 
 
 def _svg(figure: Any) -> str:
@@ -171,16 +173,17 @@ def _rooms_axis(axes: Axes, rooms: Iterable[int]) -> None:
 def _response_chart(report: Report) -> str:
     figure, axes = _figure()
     target = report.asked.target_ms
-    axes.axhline(target, color="#b91c1c", linestyle=":", linewidth=1.2, label=f"target {target:.0f} ms")
     for curve in report.curves:
         rooms = [point.rooms for point in curve.points]
         colour, name = _COLOURS.get(curve.engines, "#111827"), _short(curve)
         for what, style, label in (("p95", "-", f"{name}, p95"), ("p50", "--", f"{name}, p50")):
             values = [getattr(point.conversations.after_endpointing, what) * 1000 for point in curve.points]
             axes.plot(rooms, values, style, color=colour, marker="o", markersize=4, label=label)
+    axes.axhline(target, color="#b91c1c", linestyle=":", linewidth=1.2, label=f"target {target:.0f} ms")
     axes.set_ylim(bottom=0)
     _rooms_axis(axes, (point.rooms for curve in report.curves for point in curve.points))
-    _legend(figure)
+    # A column a kind of engines.
+    _legend(figure, len(report.curves) + 1)
     return _svg(figure)
 
 
@@ -191,10 +194,12 @@ def _stage_chart(curve: CurveReport) -> str:
     for key, label, colour in _STAGES:
         # What comes ahead of time is none.
         heights = [max(0.0, _known(getattr(point.stages, key).mean) * 1000) for point in curve.points]
-        axes.bar(names, heights, bottom=bottom, color=colour, label=label, width=min(0.6, 0.15 * len(names) + 0.1))
+        axes.bar(names, heights, bottom=bottom, color=colour, label=label, width=0.6)
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
     axes.set_xlabel("rooms at once")
-    axes.margins(x=0.2 if len(names) < 3 else 0.05)
+    # Few bars are no wider than many.
+    axes.set_xlim(-0.6, max(len(names), 5) - 0.4)
+    axes.set_ylim(bottom=0)
     _legend(figure)
     return _svg(figure)
 
