@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from host.loadtest.ear import TICK_S, Ear
+from host.loadtest.ear import TICK_S, Ear, TrackEar
 from host.loadtest.timeline import Event, Gap, Heard
 
 RATE = 22_050
@@ -110,3 +110,73 @@ def test_a_stretch_that_goes_on_ends_with_the_call() -> None:
     assert hearing.ear.hears
     assert hearing.ear.finish() == [Heard(pytest.approx(100.0, abs=1e-3), pytest.approx(100.5, abs=1e-3))]
     assert hearing.ear.finish() == []
+
+
+# --- a WebRTC track ---------------------------------------------------------------------------------
+
+
+class Track:
+    """A track that plays all the time, 20 ms a tick."""
+
+    def __init__(self) -> None:
+        self.ear = TrackEar(RATE)
+        self.events: list[Event] = []
+        self.now = 100.0
+
+    def play(self, pcm: bytes) -> None:
+        size = 2 * round(RATE * TICK_S)
+        for start in range(0, len(pcm), size):
+            self.ear.push(pcm[start : start + size])
+            self.now += len(pcm[start : start + size]) / 2 / RATE
+            self.events += self.ear.tick(self.now)
+
+
+def hiss(seconds: float) -> bytes:
+    return array("h", itertools.islice(itertools.cycle((3, -3)), round(seconds * RATE))).tobytes()
+
+
+def test_a_track_is_heard_where_its_samples_lie() -> None:
+    track = Track()
+    track.play(quiet(0.5) + voice(1.0) + quiet(0.5))
+    assert track.events == [
+        Heard(pytest.approx(100.5, abs=0.002)),
+        Heard(pytest.approx(100.5, abs=0.002), pytest.approx(101.5, abs=0.002)),
+    ]
+
+
+def test_a_track_that_is_late_is_heard_where_it_would_have_been() -> None:
+    track = Track()
+    for _ in range(50):
+        track.ear.push(voice(TICK_S))
+    # The process stood still for a second.
+    begun, *_ = track.ear.tick(101.0)
+    assert begun == Heard(pytest.approx(100.0, abs=0.002))
+
+
+def test_digital_silence_in_the_middle_of_an_answer_is_an_underrun() -> None:
+    track = Track()
+    track.ear.agent_does("speaking")
+    track.play(voice(0.5) + quiet(0.2) + voice(0.5))
+    (gap,) = [event for event in track.events if isinstance(event, Gap)]
+    assert gap == Gap(pytest.approx(100.5, abs=0.03), pytest.approx(200, abs=41))
+
+
+@pytest.mark.parametrize("pause", [hiss(0.3), quiet(0.04)], ids=["a voice that pauses", "a frame or two"])
+def test_a_pause_of_the_voice_is_none(pause: bytes) -> None:
+    track = Track()
+    track.ear.agent_does("speaking")
+    track.play(voice(0.5) + pause + voice(0.5))
+    assert not any(isinstance(event, Gap) for event in track.events)
+
+
+def test_silence_between_answers_is_none_and_is_not_kept() -> None:
+    track = Track()
+    track.play(quiet(0.5))
+    track.ear.agent_does("speaking")
+    track.play(quiet(0.1) + voice(0.5))
+    track.ear.agent_does("listening")
+    assert len(track.ear.take_answer()) / 2 / RATE == pytest.approx(0.5, abs=TICK_S)
+    track.play(quiet(0.5))
+    track.ear.agent_does("speaking")
+    track.play(voice(0.5))
+    assert not any(isinstance(event, Gap) for event in track.events)
