@@ -30,6 +30,8 @@ WRONG = 0.5
 OWN, FOREIGN = 0.5, 0.75
 """A text that is less like what belongs to its room than ``OWN`` and more like what belongs to another one than
 ``FOREIGN`` (``words.likeness``) is another room's."""
+AUDIBLE_MS = 20.0
+"""A shorter gap is concealed by whatever plays the audio: one packet."""
 TELLING_WORDS = 3
 """Fewer words are not like anything."""
 NEAR_S = 30.0
@@ -337,7 +339,7 @@ def conversations(
             # A stage that was not reached is -1 there; and a turn may be decided before the delay is over.
             endpointing = min(delay_s, measured) if measured >= 0 else delay_s
             responses.append((turn.end_s - begin_s, turn.response_s, turn.response_s - endpointing))
-    gaps = [gap for call in calls for gap in call.gaps if begin_s <= gap.at_s <= end_s]
+    gaps = [gap for call in calls for gap in call.gaps if begin_s <= gap.at_s <= end_s and gap.ms >= AUDIBLE_MS]
     outcomes = Counter(turn.outcome for turn in turns)
     understood = [turn for turn in turns if turn.word_errors is not None and turn.outcome == "answered"]
     said_words = {clip: len(plain(text)) for clip, text in said_texts.items()}

@@ -21,6 +21,7 @@ from host.loadtest.callers_process import CallersProcess
 from host.loadtest.draws import Draws
 from host.loadtest.host_run import HostUnderTest
 from host.loadtest.measure import (
+    AUDIBLE_MS,
     Checked,
     Conversations,
     CrossTalk,
@@ -297,7 +298,9 @@ class PointRun:
         begin_s = max(self._begin_s, now - _SHOWN_S)
         talk = self._conversations({}, begin_s)
         self._cross_talk.update(talk.cross_talk)
-        gaps = sum(gap.at_s >= self._begin_s for call in self._calls.values() for gap in call.gaps)
+        gaps = sum(
+            gap.at_s >= self._begin_s and gap.ms >= AUDIBLE_MS for call in self._calls.values() for gap in call.gaps
+        )
         up = sum(call.joined is not None and call.left is None for call in self._calls.values())
         device = watch.device("")
         self._show(

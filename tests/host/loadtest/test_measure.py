@@ -125,7 +125,7 @@ def test_a_turn_that_nobody_took_is_spurious() -> None:
 def test_a_point_counts_what_ended_while_it_was_measured() -> None:
     timeline = call(
         said(1, 2), took(2.5), Heard(2.75, 4),
-        said(10, 12, turn=2), took(12.5, number=2), Heard(13, 15), Gap(13.5, 40), Gap(4, 1000),
+        said(10, 12, turn=2), took(12.5, number=2), Heard(13, 15), Gap(13.5, 40), Gap(14, 19.9), Gap(4, 1000),
         said(20, 22, turn=3), took(22.5, number=3), Heard(24, 25), Left(60),
     )  # fmt: skip
     talk = conversations(
