@@ -1,53 +1,48 @@
-"""The lanes: the threads that run the engines.
+"""The device lane: the thread that runs the engines of speech to text, language model and voice.
 
-*device-lane* runs one quantum after the other as ``planner`` says; *vad-lane* ticks every 32 ms for
-all rooms. Engines belong to their lane's thread alone. The event loop only puts commands into a
-queue. A request that poisons its batch fails alone, and a lane never dies of one.
+It runs one quantum after the other as ``planner`` says; what a quantum does for its requests is in ``serving``. The
+engines belong to the lane's thread alone. The event loop only puts commands into a queue; but a cancel ends its
+request at once, whatever the lane is doing: nothing is said or written for it any more, and the lane hears of it
+between two quanta. A request that poisons its batch fails alone, and the lane never dies of one.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import queue
 import sys
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
+from inference.costs import CostTable, Stage
 from inference.engines.base import (
     EngineError,
-    GenerationFailed,
     LanguageModelEngine,
-    Message,
     PromptTooLongError,
-    Sampling,
-    SpeechFailed,
     SpeechToTextEngine,
     TextToSpeechEngine,
-    TokensOut,
-    Transcription,
-    Utterance,
     VoiceActivityEngine,
 )
-from inference.planner import Kind, Quantum, Task, choose
+from inference.planner import Hold, Kind, Planner, Quantum, Task
 from inference.reports import BusyShare, Tally, is_late
 from inference.request import Ask, Request
 from inference.rooms import Room, RoomClosedError
+from inference.serving import Generating, InvalidRequestError, Serving, Speaking, Transcribing
+from inference.trace import DEVICE_LANE, Trace
 from inference.wire import messages as m
-from inference.wire.errors import OverrunError
 from inference.wire.supervision import InferenceReport
+from inference.wire.tlv import Message
 
 logger = logging.getLogger(__name__)
 
-VAD_TICK_S = 0.032
 _RING_FULL_POLL_S = 0.02
-_MAX_WINDOWS_PER_TICK = 32
+_SHORTEST_WAIT_S = 0.0005
 _STUCK_S = 120.0
 """A quantum that takes so long does not end any more: the slowest take seconds."""
 
@@ -73,14 +68,34 @@ class Load:
 
 
 class DeviceLane:
-    """Runs STT, LLM and TTS quanta on one thread. All public methods may be called from any thread."""
+    """Runs quanta on one thread. All public methods but those of ``serving.Desk`` may be called from any thread.
 
-    def __init__(self, engines: Engines) -> None:
-        self._stt = engines.stt
+    ``costs``: what was measured at warm-up. ``trace``: where decisions are written, if anywhere. ``context_tokens``:
+    what a room's conversation may have.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        costs: CostTable | None = None,
+        trace: Trace | None = None,
+        *,
+        context_tokens: int = 2048,
+    ) -> None:
         self._llm = engines.llm
-        self._tts = engines.tts
+        self._speech_rate = engines.tts.sample_rate
+        self._speaking = Speaking(engines.tts, self)
+        self._serving: dict[Kind, Serving] = {
+            Kind.STT: Transcribing(engines.stt, self, time.monotonic),
+            Kind.LLM: Generating(engines.llm, self, context_tokens),
+            Kind.TTS: self._speaking,
+        }
+        limits = {Stage.ENCODE: engines.stt.max_encode, Stage.TRANSCRIBE: engines.stt.max_batch}
+        self._planner = Planner(costs or CostTable(), limits)
+        self._trace = trace
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[int, Request] = {}
+        self._open: dict[tuple[Room, int], Request] = {}
         self._keys = itertools.count(1)
         self._tally = Tally()
         self._counting = threading.Lock()
@@ -101,11 +116,14 @@ class DeviceLane:
     def submit(self, room: Room, ask: Ask) -> None:
         """Take a request; its replies go to the room's job."""
         request = Request(next(self._keys), room, ask, time.monotonic())
+        self._open[room, request.number] = request
         self._commands.put(lambda: self._add(request))
 
     def cancel(self, room: Room, number: int) -> None:
-        """Drop the room's request ``number`` if it has not ended."""
-        self._commands.put(lambda: self._cancel(room, number))
+        """End the room's request ``number`` if it has not ended. When this returns, nothing follows its end."""
+        request = self._open.pop((room, number), None)
+        if request is not None and request.fail("cancelled", "cancelled by the job"):
+            self._commands.put(lambda: self._forget(request, "cancelled"))
 
     def release(self, room: Room, then: Callable[[], None]) -> None:
         """Drop everything of a room that is gone, then call ``then`` (on the lane's thread)."""
@@ -148,31 +166,21 @@ class DeviceLane:
             self._failure = f"an error outside of any quantum:\n{traceback.format_exc()}".rstrip()
 
     def _work(self) -> None:
-        while True:
-            quantum = self._plan()
-            # With a quantum at hand only look for commands; without one wait for them, and where a
-            # ring is full look again soon: a reader moves its cursor without telling anyone.
-            timeout = 0.0 if quantum else _RING_FULL_POLL_S if self._waiting_for_ring() else None
-            if self._handle_commands(timeout):
-                return
-            if quantum is None:
-                continue
-            # A command may have cancelled some of them.
-            requests = [self._requests[key] for key in quantum.requests if key in self._requests]
-            if not requests:
-                continue
-            self._count_begin(quantum.kind, requests)
-            try:
-                self._perform(quantum.kind, requests)
-            except Exception as exc:
-                logger.exception("a %s quantum failed", quantum.kind.value)
-                for key in quantum.requests:
-                    self._end_failed(key, "engine", f"the {quantum.kind.value} engine failed: {exc}")
-            with self._counting:
-                self._tally.quantum_ends(time.monotonic())
+        timeout: float | None = 0.0
+        while not self._handle_commands(timeout):
+            match self._plan(time.monotonic()):
+                case Quantum() as quantum:
+                    self._perform(quantum)
+                    timeout = 0.0
+                case Hold(until=until):
+                    timeout = max(_SHORTEST_WAIT_S, until - time.monotonic())
+                case None:
+                    # A reader of a full ring moves its cursor without telling anyone.
+                    ring_is_full = any(request.outbox for request in self._requests.values())
+                    timeout = _RING_FULL_POLL_S if ring_is_full else None
 
     def _handle_commands(self, timeout: float | None) -> bool:
-        """Perform the commands that wait. True when the lane must end."""
+        """Perform the commands that wait, for the first of them until ``timeout``. True when the lane must end."""
         try:
             command = self._commands.get(timeout=timeout) if timeout != 0.0 else self._commands.get_nowait()
             while True:
@@ -183,296 +191,173 @@ class DeviceLane:
         except queue.Empty:
             return False
 
-    def _plan(self) -> Quantum | None:
-        now = time.monotonic()
-        tasks: list[Task] = []
-        speaking: set[int] = set()
-        for request in list(self._requests.values()):
-            room = request.room
-            buffered_s = room.buffered_samples() / self._tts.sample_rate
-            match request.ask:
-                case m.Transcribe(speculative=speculative):
-                    tasks.append(Task(Kind.STT, request.key, request.asked, speculative))
-                case m.Generate():
-                    tasks.append(Task(Kind.LLM, request.key, request.asked, buffered_s=buffered_s))
-                case m.Speak():
-                    # Only the oldest phrase of a room may write, so that phrases come in order.
-                    if room.slot in speaking:
-                        continue
-                    self._flush(request)
-                    if request.key not in self._requests:
-                        continue
-                    speaking.add(room.slot)
-                    if not request.outbox:
-                        tasks.append(Task(Kind.TTS, request.key, request.asked, buffered_s=buffered_s))
+    def _plan(self, now: float) -> Quantum | Hold | None:
+        self._flush()
+        speaking: dict[Room, Request] = {}
+        for request in self._requests.values():
+            if request.kind is Kind.TTS and not request.ended:
+                # Only the oldest phrase of a room is made, so that phrases come in order.
+                speaking.setdefault(request.room, request)
+        tasks = [
+            self._task(request, request.room in speaking)
+            for request in self._requests.values()
+            if not request.ended
+            and (request.kind is not Kind.TTS or (request is speaking[request.room] and not request.outbox))
+        ]
         for task in tasks:
             request = self._requests[task.request]
             if not request.judged and is_late(now, request.asked, task.deadline(now)):
                 self._judge(request, late=True, now=now)
-        return choose(now, tasks, max_utterances=self._stt.max_batch)
+        return self._planner.decide(now, tasks)
 
-    def _perform(self, kind: Kind, requests: Sequence[Request]) -> None:
-        match kind:
-            case Kind.STT:
-                self._transcribe(requests)
-            case Kind.LLM:
-                self._generate(requests)
-            case Kind.TTS:
-                self._speak(requests)
+    def _flush(self) -> None:
+        """Write what waits for space in a ring."""
+        for request in [request for request in self._requests.values() if request.outbox]:
+            self._speaking.flush(request)
 
-    # --- what is counted ----------------------------------------------------------------------------
+    def _task(self, request: Request, speaks: bool) -> Task:
+        buffered = 0 if request.kind is Kind.STT else request.room.buffered_samples()
+        return Task(
+            self._serving[request.kind].stage(request),
+            request.key,
+            request.room.slot,
+            request.since,
+            request.wanted,
+            buffered / self._speech_rate,
+            speaks,
+        )
 
-    def _judge(self, request: Request, *, late: bool, now: float) -> None:
-        request.judged = True
+    def _perform(self, quantum: Quantum) -> None:
+        began = time.monotonic()
         with self._counting:
-            self._tally.judge(request.kind, late, now)
-
-    def _count_begin(self, kind: Kind, requests: Sequence[Request]) -> None:
-        now = time.monotonic()
+            self._tally.quantum_begins(quantum.kind, began)
+        requests = [self._requests[key] for key in quantum.requests]
         for request in requests:
+            if not request.begun:
+                self._begin(request, began)
+        requests = [request for request in requests if request.key in self._requests]
+        try:
+            served = self._serving[quantum.kind].step(requests)
+        except Exception as exc:
+            logger.exception("a %s quantum failed", quantum.stage.value)
+            served = requests
+            for request in requests:
+                self.failed(request, "engine", f"the {quantum.kind.value} engine failed: {exc}")
+        ended = time.monotonic()
+        for request in served:
+            request.since = ended
             if not request.judged:
-                self._judge(request, late=False, now=now)
+                self._judge(request, late=False, now=began)
         with self._counting:
-            self._tally.quantum_begins(kind, len(requests), now)
-
-    def _count_answer(self, request: Request) -> None:
-        if not request.answered:
-            request.answered = True
-            with self._counting:
-                self._tally.answered(request.kind, time.monotonic() - request.due)
+            self._tally.quantum_ends(len(served), ended)
+        self._planner.ran(quantum.stage, [request.room.slot for request in served], ended - began, ended)
+        if self._trace is not None:
+            self._trace.slice(
+                DEVICE_LANE,
+                quantum.stage.value if len(served) == 1 else f"{quantum.stage.value} x{len(served)}",
+                began,
+                ended,
+                why=quantum.why.value,
+                expected_ms=round(1000 * quantum.cost_s, 2),
+                rooms=[request.room.name for request in served],
+                requests=[request.key for request in served],
+                waiting={kind.value: count for kind, count in self._waiting().items()},
+            )
 
     # --- requests come and go -----------------------------------------------------------------------
 
     def _add(self, request: Request) -> None:
+        if isinstance(request.ask, m.Generate):
+            for other in list(self._requests.values()):
+                # A room has one sequence: what was prefilled for it stays there.
+                if other.room is request.room and isinstance(other.ask, m.Generate) and other.ask.speculative:
+                    self.failed(other, "cancelled", "overtaken by the room's next generation")
         self._requests[request.key] = request
+        if self._trace is not None:
+            guess = request.wanted > request.asked
+            self._trace.request_asked(request.key, _title(request), request.asked, number=request.number, guess=guess)
 
-    def _cancel(self, room: Room, number: int) -> None:
-        for request in list(self._requests.values()):
-            if request.room is room and request.number == number:
-                self._end_failed(request.key, "cancelled", "cancelled by the job")
+    def _begin(self, request: Request, now: float) -> None:
+        """Give a request to its engine; what is wrong with it is its own fault alone."""
+        request.begun = True
+        if self._trace is not None:
+            self._trace.request_event(request.key, _title(request), "first quantum", now)
+        try:
+            self._serving[request.kind].begin(request)
+        except InvalidRequestError as exc:
+            self.failed(request, "invalid", str(exc))
+        except PromptTooLongError as exc:
+            self.failed(request, "too_long", str(exc))
+        except EngineError as exc:
+            self.failed(request, "engine", str(exc))
+        except RoomClosedError:
+            self.gone(request)
+        except Exception as exc:
+            logger.exception("a request of room %s cannot begin", request.room.name)
+            self.failed(request, "engine", f"the {request.kind.value} engine failed: {exc}")
 
     def _release(self, room: Room, then: Callable[[], None]) -> None:
         for request in list(self._requests.values()):
             if request.room is room:
-                self._forget(request)
+                self.gone(request)
         self._llm.release(room.slot)
+        self._planner.left(room.slot)
         then()
 
-    def _forget(self, request: Request) -> None:
-        self._remove(request)
+    def _forget(self, request: Request, outcome: str) -> None:
+        """Drop a request that has ended, whoever ended it."""
+        if self._open.get((request.room, request.number)) is request:
+            # The event loop may have taken it out meanwhile.
+            self._open.pop((request.room, request.number), None)
+        if self._requests.pop(request.key, None) is None:
+            return
         if request.begun:
-            match request.ask:
-                case m.Generate():
-                    self._llm.cancel(request.key)
-                case m.Speak():
-                    self._tts.cancel(request.key)
-
-    def _remove(self, request: Request) -> None:
-        self._requests.pop(request.key, None)
+            self._serving[request.kind].drop(request)
+        now = time.monotonic()
+        if self._trace is not None:
+            self._trace.request_ended(request.key, _title(request), outcome, now)
         if request.kind is Kind.TTS:
-            for other in list(self._requests.values()):
+            for other in self._requests.values():
                 if other.kind is Kind.TTS and other.room is request.room:
                     # It could not begin before this one had ended.
-                    other.due = time.monotonic()
-                    return
+                    other.due = other.since = now
+                    break
 
-    def _end_failed(self, key: int, code: m.FailureCode, reason: str) -> None:
-        request = self._requests.get(key)
-        if request is not None:
-            self._forget(request)
-            request.fail(code, reason)
+    # --- serving.Desk -------------------------------------------------------------------------------
 
-    # --- speech to text -----------------------------------------------------------------------------
-
-    def _transcribe(self, requests: Sequence[Request]) -> None:
-        began = time.monotonic()
-        batch: list[tuple[Request, Utterance]] = []
-        for request in requests:
-            ask = request.ask
-            assert isinstance(ask, m.Transcribe)
-            if ask.end <= ask.start:
-                self._end_failed(request.key, "invalid", f"an utterance from {ask.start} to {ask.end} has no length")
-                continue
-            try:
-                batch.append((request, Utterance(request.room.utterance(ask.start, ask.end), ask.language)))
-            except (OverrunError, RoomClosedError) as exc:
-                self._end_failed(request.key, "invalid", str(exc))
-        if not batch:
+    def answered(self, request: Request) -> None:
+        """It has a result; the first one counts."""
+        if request.answered:
             return
-        results = self._transcribe_batch([utterance for _, utterance in batch])
-        stt_ms = (time.monotonic() - began) * 1000
-        for (request, _), result in zip(batch, results, strict=True):
-            if isinstance(result, EngineError):
-                self._end_failed(request.key, "engine", str(result))
-                continue
-            self._remove(request)
-            self._count_answer(request)
-            request.room.deliver(
-                m.Transcript(
-                    request.number, result.text, result.language, result.avg_logprob, result.no_speech_prob, stt_ms
-                )
-            )
+        request.answered = True
+        now = time.monotonic()
+        with self._counting:
+            self._tally.answered(request.kind, now - request.due)
+        if self._trace is not None:
+            self._trace.request_event(request.key, _title(request), "first result", now)
 
-    def _transcribe_batch(self, utterances: list[Utterance]) -> list[Transcription | EngineError]:
-        try:
-            return self._stt.transcribe(utterances)
-        except Exception as exc:
-            logger.exception("a batch of %d utterances failed", len(utterances))
-            if len(utterances) == 1:
-                return [EngineError(f"transcription failed: {exc}")]
-        # One of them poisoned the batch: each alone, so that only that one fails.
-        return [result for one in utterances for result in self._transcribe_batch([one])]
+    def done(self, request: Request, last: Message) -> None:
+        """It ends with ``last``."""
+        self._forget(request, "done")
+        request.end(last)
 
-    # --- language model -----------------------------------------------------------------------------
+    def failed(self, request: Request, code: m.FailureCode, reason: str) -> None:
+        """It ends without a result."""
+        self._forget(request, f"{code}: {reason}")
+        request.fail(code, reason)
 
-    def _generate(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if not request.begun:
-                self._begin_generation(request)
-        for out in self._llm.step(frozenset(request.key for request in requests if request.key in self._requests)):
-            request_or_none = self._requests.get(out.request)
-            if request_or_none is None:
-                continue
-            if isinstance(out, GenerationFailed):
-                self._end_failed(out.request, "engine", str(out.error))
-            else:
-                self._deliver_tokens(request_or_none, out)
+    def gone(self, request: Request) -> None:
+        """Its room is closed."""
+        self._forget(request, "the room is gone")
+        request.end()
 
-    def _begin_generation(self, request: Request) -> None:
-        ask = request.ask
-        assert isinstance(ask, m.Generate)
-        sampling = Sampling(
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            repeat_penalty=ask.repeat_penalty,
-            seed=ask.seed,
-            max_tokens=ask.max_tokens,
-            stop=ask.stop,
-            grammar=ask.grammar,
-            json_schema=ask.json_schema,
-        )
-        messages = [Message(message.role, message.content) for message in ask.messages]
-        request.begun = True
-        try:
-            self._llm.start(request.key, request.room.slot, messages, sampling)
-        except PromptTooLongError as exc:
-            self._end_failed(request.key, "too_long", str(exc))
-        except EngineError as exc:
-            self._end_failed(request.key, "engine", str(exc))
-
-    def _deliver_tokens(self, request: Request, out: TokensOut) -> None:
-        if out.text:
-            self._count_answer(request)
-            request.room.deliver(m.TextDelta(request.number, out.text))
-        if out.finish is not None:
-            self._count_answer(request)
-            self._remove(request)
-            request.room.deliver(
-                m.GenerateDone(request.number, out.finish, out.prompt_tokens, out.cached_tokens, out.completion_tokens)
-            )
-
-    # --- text to speech -----------------------------------------------------------------------------
-
-    def _speak(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if request.begun:
-                continue
-            ask = request.ask
-            assert isinstance(ask, m.Speak)
-            request.begun = True
-            try:
-                self._tts.start(request.key, ask.text, ask.speed, ask.volume)
-            except EngineError as exc:
-                self._end_failed(request.key, "engine", str(exc))
-        for out in self._tts.step([request.key for request in requests if request.key in self._requests]):
-            request_or_none = self._requests.get(out.request)
-            if request_or_none is None:
-                continue
-            if isinstance(out, SpeechFailed):
-                self._end_failed(out.request, "engine", str(out.error))
-                continue
-            if len(out.audio):
-                request_or_none.outbox.append(out.audio)
-            request_or_none.complete = out.last
-            self._flush(request_or_none)
-
-    def _flush(self, request: Request) -> None:
-        """Write what fits of a phrase into its room's ring, and end the phrase with its last sample."""
-        try:
-            if request.start is None and (request.outbox or request.complete):
-                request.start = request.room.speech_written()
-                self._count_answer(request)
-                request.room.deliver(m.SpeakStarted(request.number, request.start))
-            while request.outbox:
-                block = request.outbox[0]
-                taken = request.room.write_speech(block)
-                if taken < len(block):
-                    request.outbox[0] = block[taken:]
-                    return
-                request.outbox.popleft()
-            if request.complete:
-                self._remove(request)
-                assert request.start is not None
-                request.room.deliver(m.SpeakDone(request.number, request.start, request.room.speech_written()))
-        except RoomClosedError:
-            self._forget(request)
-
-    def _waiting_for_ring(self) -> bool:
-        return any(request.outbox for request in self._requests.values())
+    def _judge(self, request: Request, *, late: bool, now: float) -> None:
+        request.judged = True
+        # Nobody waits for what may never be wanted, so it says nothing about how busy the device is.
+        if request.wanted < math.inf:
+            with self._counting:
+                self._tally.judge(request.kind, late, now)
 
 
-class VadLane:
-    """Every 32 ms: one window of every listening room, one batched forward, events to the jobs."""
-
-    def __init__(self, engine: VoiceActivityEngine) -> None:
-        self._engine = engine
-        self._rooms: dict[int, Room] = {}
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vad-lane", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._ended.set()
-        self._thread.join()
-
-    def add(self, room: Room) -> None:
-        """Watch a room (its ``listen`` says when)."""
-        with self._lock:
-            self._engine.reset(room.slot)
-            self._rooms[room.slot] = room
-
-    def remove(self, room: Room) -> None:
-        """Watch it no more."""
-        with self._lock:
-            self._rooms.pop(room.slot, None)
-
-    def reset(self, room: Room) -> None:
-        """Forget what the room's detector has heard (it starts to listen anew)."""
-        with self._lock:
-            self._engine.reset(room.slot)
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._ended.wait(max(0.0, due - time.monotonic())):
-            due = max(due + VAD_TICK_S, time.monotonic())
-            try:
-                self._tick()
-            except Exception:
-                logger.exception("a voice activity tick failed")
-
-    def _tick(self) -> None:
-        # A room that pushes its audio in bursts, or a late tick, has several windows waiting.
-        for _ in range(_MAX_WINDOWS_PER_TICK):
-            with self._lock:
-                ready = [(room, window) for room in self._rooms.values() if (window := room.next_window()) is not None]
-                if not ready:
-                    return
-                windows = np.stack([window for _, window in ready]).astype(np.float32) / 32768.0
-                probabilities = self._engine.probabilities([room.slot for room, _ in ready], windows)
-            for (room, _), probability in zip(ready, probabilities, strict=True):
-                room.observe(float(probability))
+def _title(request: Request) -> str:
+    return f"{type(request.ask).__name__} {request.room.name}"

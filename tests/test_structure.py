@@ -47,8 +47,10 @@ PURE = (
     "host/job/spoken.py",
     "host/job/abbreviations.py",
     "inference/activity.py",
+    "inference/costs.py",
     "inference/planner.py",
     "inference/reports.py",
+    "inference/simulator.py",
     "inference/wire/errors.py",
     "inference/wire/tlv.py",
     "inference/wire/messages.py",
@@ -57,7 +59,7 @@ PURE = (
 )
 """Policy: data and ``now`` in, decisions out. Whatever they import must be as pure as they are."""
 
-PLANNED = ("inference/budget.py", "inference/simulator.py")
+PLANNED = ("inference/budget.py",)
 """Named in the architecture and not written yet: pure from their first day."""
 
 PURE_LIBRARY = frozenset({

@@ -325,10 +325,10 @@ def _notes(report: Report) -> str:
         '<p class="note">Response: from the last voiced sample of an utterance to the first voiced sample of the '
         f"answer, in the caller's audio. Without endpointing: less the delay that is set "
         f"({report.asked.endpointing_ms:.0f} ms), or less what a turn took, where that is shorter. Underrun: 20 ms or "
-        "more of nothing to hear in the middle of an answer. Cut off: the agent took the turn and was heard while the caller was "
-        "speaking; taken back: it took the turn and nothing was heard of it. Garbled: the answer, transcribed as it "
-        "was heard, is less than half of what the agent said. Others: the share of the CPU that other "
-        "programs took. The callers' own clocks were late by up to "
+        "more of nothing to hear in the middle of an answer. Cut off: the agent took the turn and was heard while the "
+        "caller was speaking; taken back: it took the turn and nothing was heard of it. Garbled: the answer, "
+        "transcribed as it was heard, is less than half of what the agent said. Others: the share of the CPU that "
+        "other programs took. The callers' own clocks were late by up to "
         f"{late:.0f} ms (p99).</p>"
     )
 

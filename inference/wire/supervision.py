@@ -75,6 +75,8 @@ class InitializeInference(Message):
     stacks_file: str = tag(16, default="")
     """Where the stacks go on SIGUSR1; "" is standard error."""
     resident_rooms: int = tag(17, default=0, minimum=0, maximum=255)
+    trace_file: str = tag(18, default="")
+    """Where the lanes write what they do and why; "" is nowhere."""
 
 
 @message(211)
