@@ -10,8 +10,9 @@ not asked of them.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,15 @@ class StockSpeechToText:
 
 @dataclass(slots=True)
 class _Generation:
+    """``made``: what was generated and nobody has asked for yet."""
+
     slot: int
     messages: Sequence[Message]
     sampling: Sampling
     stream: Iterator[Any] | None = None
     tokens: int = 0
+    ended: bool = False
+    made: deque[TokensOut | GenerationFailed] = field(default_factory=deque)
 
 
 class StockLanguageModel:
@@ -170,35 +175,53 @@ class StockLanguageModel:
         self._generations[request] = _Generation(slot, messages, sampling)
 
     def step(self, urgent: frozenset[int] | None = None) -> list[TokensOut | GenerationFailed]:
-        """One token of the generation that has begun, or the first of the next; none is begun before one has ended."""
-        began = next((request for request, one in self._generations.items() if one.stream is not None), None)
-        wanted = (request for request in self._generations if urgent is None or request in urgent)
-        request = began if began is not None else next(wanted, None)
+        """One token of the generation that has begun, or the first of the next; none is begun before one has ended.
+
+        It goes on also while others are asked for, who wait for it then; what it makes meanwhile is given when it is
+        asked for.
+        """
+        wanted = [request for request in self._generations if urgent is None or request in urgent]
+        if given := [out for request in wanted for out in self._take(request)]:
+            return given
+        began = (r for r, one in self._generations.items() if one.stream is not None and not one.ended)
+        request = next(began, next(iter(wanted), None))
         if request is None:
             return []
+        self._advance(request, self._generations[request])
+        return list(self._take(request)) if request in wanted else []
+
+    def _take(self, request: int) -> Iterator[TokensOut | GenerationFailed]:
+        """What is at hand of one generation, one step of it."""
         generation = self._generations[request]
+        if generation.made:
+            yield generation.made.popleft()
+            if generation.ended and not generation.made:
+                del self._generations[request]
+
+    def _advance(self, request: int, generation: _Generation) -> None:
         if generation.sampling.max_tokens == 0:
-            del self._generations[request]
-            return [TokensOut(request, "", "length")]
+            generation.ended = True
+            generation.made.append(TokensOut(request, "", "length"))
+            return
         try:
             if generation.stream is None:
                 generation.stream = self._begin(generation)
             choice = next(generation.stream)["choices"][0]
         except (RuntimeError, ValueError, StopIteration) as exc:
-            del self._generations[request]
-            return [GenerationFailed(request, EngineError(f"stock language model: {exc!r}"))]
+            generation.ended = True
+            generation.made.append(GenerationFailed(request, EngineError(f"stock language model: {exc!r}")))
+            return
         generation.tokens += 1
         finish = choice.get("finish_reason")
-        if finish is not None:
-            del self._generations[request]
-        return [
+        generation.ended = finish is not None
+        generation.made.append(
             TokensOut(
                 request,
                 choice["delta"].get("content") or "",
                 None if finish is None else "length" if finish == "length" else "stop",
                 completion_tokens=generation.tokens,
             )
-        ]
+        )
 
     def _begin(self, generation: _Generation) -> Iterator[Any]:
         from llama_cpp import LlamaGrammar
@@ -245,10 +268,14 @@ class StockLanguageModel:
 
 @dataclass(slots=True)
 class _Phrase:
+    """``made``: what was spoken and nobody has asked for yet."""
+
     text: str
     speed: float
     volume: float
     chunks: Iterator[Any] | None = None
+    ended: bool = False
+    made: deque[SpeechOut | SpeechFailed] = field(default_factory=deque)
 
 
 class StockTextToSpeech:
@@ -277,24 +304,40 @@ class StockTextToSpeech:
         self._phrases[request] = _Phrase(text, speed, volume)
 
     def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:
-        """The next sentence of the phrase that has begun, or of the first of ``requests``."""
-        began = next((request for request, phrase in self._phrases.items() if phrase.chunks is not None), None)
-        request = began if began is not None else next((one for one in requests if one in self._phrases), None)
+        """The next sentence of the phrase that has begun, or of the first of ``requests``.
+
+        It goes on also while others are asked for, as a generation does.
+        """
+        wanted = [request for request in requests if request in self._phrases]
+        if given := [out for request in wanted for out in self._take(request)]:
+            return given
+        began = (r for r, one in self._phrases.items() if one.chunks is not None and not one.ended)
+        request = next(began, next(iter(wanted), None))
         if request is None:
             return []
+        self._advance(request, self._phrases[request])
+        return list(self._take(request)) if request in wanted else []
+
+    def _take(self, request: int) -> Iterator[SpeechOut | SpeechFailed]:
+        """What is at hand of one phrase, one step of it."""
         phrase = self._phrases[request]
+        if phrase.made:
+            yield phrase.made.popleft()
+            if phrase.ended and not phrase.made:
+                del self._phrases[request]
+
+    def _advance(self, request: int, phrase: _Phrase) -> None:
         try:
             if phrase.chunks is None:
                 phrase.chunks = self._synthesize(phrase)
             chunk = next(phrase.chunks, None)
         except (RuntimeError, ValueError) as exc:
-            del self._phrases[request]
-            return [SpeechFailed(request, EngineError(f"stock voice: {exc}"))]
-        if chunk is None:
-            del self._phrases[request]
-            return [SpeechOut(request, np.zeros(0, np.int16), last=True)]
-        audio: NDArray[np.int16] = chunk.audio_int16_array
-        return [SpeechOut(request, audio, last=False)]
+            phrase.ended = True
+            phrase.made.append(SpeechFailed(request, EngineError(f"stock voice: {exc}")))
+            return
+        phrase.ended = chunk is None
+        audio: NDArray[np.int16] = np.zeros(0, np.int16) if chunk is None else chunk.audio_int16_array
+        phrase.made.append(SpeechOut(request, audio, last=chunk is None))
 
     def _synthesize(self, phrase: _Phrase) -> Iterator[Any]:
         from piper import SynthesisConfig

@@ -50,14 +50,22 @@ def ask(text: str) -> list[Message]:
 def test_a_generation_is_served_to_its_end_before_the_next_begins(llm: StockLanguageModel) -> None:
     for request in (1, 2):
         llm.start(request, request - 1, ask("Say hello."), Sampling(temperature=0.0, max_tokens=8))
-    served, texts = [], {1: "", 2: ""}
-    # Whoever is more urgent: the stock way knows no urgency.
-    while llm.running():
-        for out in llm.step(frozenset({2}) if served else frozenset({1})):
+    (first,) = llm.step(frozenset({1}))
+    texts = {1: first.text if isinstance(first, TokensOut) else "", 2: ""}
+    empty = 0
+    # Now only the second is asked for: it waits until the first is done, which nobody hears of meanwhile.
+    while 2 in llm.running():
+        found = llm.step(frozenset({2}))
+        empty += not found
+        for out in found:
             assert isinstance(out, TokensOut)
-            served.append(out.request)
-            texts[out.request] += out.text
-    assert served == sorted(served)
+            assert out.request == 2
+            texts[2] += out.text
+    assert empty >= 3
+    while llm.running():
+        for out in llm.step(frozenset({1})):
+            assert isinstance(out, TokensOut)
+            texts[1] += out.text
     assert texts[1].strip()
     assert texts[1] == texts[2]
 
@@ -84,13 +92,21 @@ def test_a_room_that_is_gone_takes_its_generation_along(llm: StockLanguageModel)
 def test_a_phrase_comes_sentence_by_sentence_one_phrase_after_the_other(tts: StockTextToSpeech) -> None:
     tts.start(1, "The first sentence. The second one.")
     tts.start(2, "Another phrase.")
-    blocks: list[SpeechOut] = []
+    found = [tts.step([1])]
+    while 2 in tts.running():
+        found.append(tts.step([2]))
     while tts.running():
-        for out in tts.step([2, 1] if blocks else [1, 2]):
-            assert isinstance(out, SpeechOut)
-            blocks.append(out)
-    assert [block.request for block in blocks] == [1, 1, 1, 2, 2]
-    assert [block.last for block in blocks] == [False, False, True, False, True]
+        found.append(tts.step([1]))
+    blocks = [out for step in found for out in step if isinstance(out, SpeechOut)]
+    # The second phrase waited for the rest of the first, which was given when it was asked for.
+    assert [len(step) for step in found] == [1, 0, 0, 1, 1, 1, 1]
+    assert [(block.request, block.last) for block in blocks] == [
+        (1, False),
+        (2, False),
+        (2, True),
+        (1, False),
+        (1, True),
+    ]
     assert all(len(block.audio) > 10_000 for block in blocks if not block.last)
 
 
