@@ -77,7 +77,9 @@ class CrossTalk:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An answer as it was heard, transcribed afterwards. ``likeness``: to the text that the agent says it said."""
+    """An answer as it was heard, transcribed afterwards. ``likeness``: of its letters to those of ``text``, which the
+    agent says it said.
+    """
 
     room: str
     segment: str
@@ -372,6 +374,6 @@ def conversations(
 
 def check_answer(room: str, answer: Answer, transcript: str) -> Checked:
     """An answer against what it was transcribed to."""
-    return Checked(
-        room, answer.segment, answer.text, transcript, likeness(plain(answer.text), plain(transcript)), answer.seconds
-    )
+    # Letter by letter: "shook hands" that is heard as "show cans" came through.
+    like = likeness("".join(plain(answer.text)), "".join(plain(transcript)))
+    return Checked(room, answer.segment, answer.text, transcript, like, answer.seconds)

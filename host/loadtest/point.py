@@ -342,7 +342,8 @@ class PointRun:
     async def _check(self) -> Sequence[Checked]:
         """Some of the answers, as they were heard, transcribed by the same host, now that nobody calls any more."""
         settings = self._settings
-        answers = [(call.room, answer) for call in self._calls.values() for answer in call.answers if answer.file]
+        answers = [(call.room, answer) for call in self._calls.values() for answer in call.answers]
+        answers = [(room, answer) for room, answer in answers if answer.file and answer.text]
         chosen = Draws(settings.seed, self._rooms).shuffled(answers)[: settings.check]
         if not chosen:
             return []

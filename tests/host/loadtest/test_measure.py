@@ -201,6 +201,13 @@ def test_audio_of_ones_own_or_garbled_is_no_cross_talk(heard: str) -> None:
     assert foreign_audio([check_answer("one", ours, heard)], [one, other]) == []
 
 
+def test_a_word_that_whisper_mishears_is_not_garbled() -> None:
+    shook = answer("The two men shook hands.")
+    assert check_answer("one", shook, "the two mencho cans.").likeness > 0.7
+    assert check_answer("one", shook, "You have three new messages").likeness < 0.4
+    assert check_answer("one", shook, "").likeness == 0
+
+
 def test_a_check_says_how_much_was_heard_right() -> None:
     assert check_answer("one", answer("Hello there."), "hello there") == Checked(
         "one", "agent-1", "Hello there.", "hello there", 1.0, 2.0
