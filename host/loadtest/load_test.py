@@ -112,6 +112,8 @@ async def _curve(
     points: list[Point] = []
     options = replace(
         worker_options(config, AgentFunctions(entrypoint=ENTRYPOINT)),
+        # Nobody else needs to see it.
+        host="127.0.0.1",
         port=0,
     )
     if not test.admission:
