@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 from host.job.agent import VoiceAgent
@@ -14,13 +15,14 @@ from host.job.builtin_agent import INSTRUCTIONS
 from host.job.context import JobContext
 from host.job.line import CALLER_RATE
 from host.job.resample import resample
-from inference.client import InferenceError, InferenceRoom
+from inference.client import InferenceClient, InferenceError, InferenceRoom, RoomRefusedError
 
 CHECK = "check "
 """The metadata of a job that checks: this, and the file that says what (``check_answers``)."""
 
 _LONGEST_S = 28.0
 """What is longer is checked up to here: Whisper's window is 30 s."""
+_SLOT_COMES_S, _LOOK_S = 30.0, 0.2
 _LEAD = bytes(2 * CALLER_RATE // 4)
 
 
@@ -65,9 +67,24 @@ async def check_answers(ctx: JobContext, file: Path) -> None:
     """
     items = json.loads(await asyncio.to_thread(file.read_text))
     client = await ctx.connect_inference()
-    room = await client.open_room(ctx.room.name)
+    room = await _room(client, ctx.room.name)
     texts = [await _transcribe(room, Path(item["file"]), item["rate"]) for item in items]
     await asyncio.to_thread(file.with_suffix(".heard").write_text, json.dumps(texts))
+
+
+async def _room(client: InferenceClient, name: str) -> InferenceRoom:
+    """A slot, as soon as one is given back: the device may be busy with what the rooms before asked for last.
+
+    Raises ``RoomRefusedError`` when none is for ``_SLOT_COMES_S``.
+    """
+    deadline_s = time.monotonic() + _SLOT_COMES_S
+    while True:
+        try:
+            return await client.open_room(name)
+        except RoomRefusedError:
+            if time.monotonic() > deadline_s:
+                raise
+            await asyncio.sleep(_LOOK_S)
 
 
 async def _transcribe(room: InferenceRoom, file: Path, rate: int) -> str | None:
