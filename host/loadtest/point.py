@@ -347,7 +347,12 @@ class PointRun:
         chosen = Draws(settings.seed, self._rooms).shuffled(answers)[: settings.check]
         if not chosen:
             return []
-        texts = await _transcribed(self._host, [answer for _, answer in chosen], settings.folder / "check.json")
+        try:
+            texts = await _transcribed(self._host, [answer for _, answer in chosen], settings.folder / "check.json")
+        except HostError as exc:
+            # What was measured is there all the same; that nobody looked at what was heard is said.
+            self._failed.append(str(exc))
+            return []
         return [
             check_answer(room, answer, text)
             for (room, answer), text in zip(chosen, texts, strict=True)
