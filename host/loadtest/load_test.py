@@ -16,7 +16,7 @@ from host.agent_file import AgentFunctions
 from host.config import Config, job_environment, worker_options
 from host.loadtest.callers import Habits
 from host.loadtest.host_run import HostUnderTest
-from host.loadtest.point import Live, PointRun, TestSettings
+from host.loadtest.point import Live, PointRun, PointSettings
 from host.loadtest.resources import Watch
 from host.loadtest.results import Point
 from host.loadtest.search import next_rooms
@@ -78,7 +78,7 @@ async def run(
     for engines in ("real", "stock") if test.baseline else (config.inference.engines,):
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loadtest-")))
-            settings = TestSettings(
+            settings = PointSettings(
                 test.transport,
                 test.speech,
                 longest_s,
@@ -104,7 +104,7 @@ async def run(
 async def _curve(
     test: LoadTest,
     config: Config,
-    settings: TestSettings,
+    settings: PointSettings,
     on_progress: Callable[[str], None],
     show: Callable[[Live], None],
     on_point: Callable[[str, Point], None],

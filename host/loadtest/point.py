@@ -45,7 +45,7 @@ _ENDING_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class TestSettings:
+class PointSettings:
     """What is asked of every point. ``endpointing_s``: the delay that is set. ``check``: how many answers are
     transcribed as they were heard. ``said``: recording -> what is said in it.
     """
@@ -101,7 +101,7 @@ class _Use:
 class PointRun:
     """``rooms`` callers against ``host``. ``show`` is told every second how it goes."""
 
-    def __init__(self, rooms: int, host: HostUnderTest, settings: TestSettings, show: Callable[[Live], None]) -> None:
+    def __init__(self, rooms: int, host: HostUnderTest, settings: PointSettings, show: Callable[[Live], None]) -> None:
         self._rooms = rooms
         self._host = host
         self._settings = settings
