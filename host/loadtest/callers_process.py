@@ -56,6 +56,11 @@ class CallersProcess:
                 case Happened() as happened:
                     self._on_event(happened)
 
+    def check(self) -> None:
+        """Raises ``HostError`` when it has ended by itself."""
+        if self._process is not None and not self._told and not self._process.is_alive():
+            raise HostError("the callers' process has ended by itself")
+
     def begin(self, call: Call) -> None:
         """Begin a call."""
         self._send(encode(call))

@@ -59,6 +59,13 @@ class HostUnderTest(AbstractAsyncContextManager["HostUnderTest"]):
         assert self._running is not None
         await self._running
 
+    async def check(self) -> None:
+        """Raises the ``HostError`` that ended the host, if it has ended."""
+        assert self._running is not None
+        if self._running.done():
+            await self._running
+            raise HostError("the host has ended by itself")
+
     def describe(self) -> dict[str, Any]:
         """The host as it is now; learns which job has which room."""
         description = self.worker.describe()
@@ -97,7 +104,7 @@ class HostUnderTest(AbstractAsyncContextManager["HostUnderTest"]):
         result = await self.worker.simulate_job(room, local=True, line=line, on_update=on_update)
         return result.error if result.status != "success" else ""
 
-    async def check(self, metadata: str) -> str:
+    async def check_heard(self, metadata: str) -> str:
         """A job that checks. Returns "" or why it failed. Raises ``HostError``."""
         result = await self.worker.simulate_job("loadtest-check", local=True, metadata=metadata)
         return result.error if result.status != "success" else ""

@@ -372,6 +372,18 @@ def conversations(
     )
 
 
+def answered_turns(
+    calls: Sequence[Timeline], *, patience_s: float, begin_s: float, end_s: float
+) -> set[tuple[str, int]]:
+    """The turns that were answered from ``begin_s`` to ``end_s``: (room, the agent's number of the turn)."""
+    return {
+        (turn.room, turn.committed)
+        for call in calls
+        for turn in turns_of(call, {}, patience_s=patience_s, now_s=end_s)
+        if turn.outcome == "answered" and turn.committed is not None and begin_s <= turn.end_s <= end_s
+    }
+
+
 def check_answer(room: str, answer: Answer, transcript: str) -> Checked:
     """An answer against what it was transcribed to."""
     # Letter by letter: "shook hands" that is heard as "show cans" came through.

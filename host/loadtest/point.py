@@ -26,6 +26,7 @@ from host.loadtest.measure import (
     Conversations,
     CrossTalk,
     Distribution,
+    answered_turns,
     check_answer,
     conversations,
     foreign_audio,
@@ -186,7 +187,12 @@ class PointRun:
         )
         calls = list(self._calls.values())
         cross_talk = (*talk.cross_talk, *foreign_audio(checked, calls))
-        stages = Stages.of([turn for reports in turns.values() for turn in reports])
+        answered = answered_turns(
+            calls, patience_s=settings.habits.patience_s, begin_s=self._begin_s, end_s=self._end_s
+        )
+        stages = Stages.of(
+            [turn for room, reports in turns.items() for turn in reports if (room, turn.turn) in answered]
+        )
         late_ms = max((call.left.late_p99_ms for call in calls if call.left is not None), default=0.0)
         because = why_not(
             talk,
@@ -291,6 +297,9 @@ class PointRun:
     # --- looking --------------------------------------------------------------------------------------
 
     async def _look(self, watch: Watch, doing: str) -> None:
+        await self._host.check()
+        for callers in self._callers:
+            callers.check()
         description = self._host.describe()
         await watch.look(description, {callers.pid: "callers" for callers in self._callers})
         now = time.monotonic()
@@ -362,7 +371,7 @@ class PointRun:
 
 async def _transcribed(host: HostUnderTest, answers: Sequence[Answer], file: Path) -> list[str | None]:
     file.write_text(json.dumps([{"file": answer.file, "rate": answer.rate} for answer in answers]))
-    if error := await host.check(f"{CHECK}{file}"):
+    if error := await host.check_heard(f"{CHECK}{file}"):
         raise HostError(f"what the callers heard could not be checked: {error}")
     texts: list[str | None] = json.loads(file.with_suffix(".heard").read_text())
     return texts

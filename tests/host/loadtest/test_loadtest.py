@@ -134,3 +134,25 @@ def test_an_interrupt_ends_the_callers_and_the_host(folder: Path) -> None:
         assert process.wait(TIMEOUT_S) == 130
     assert "Traceback" not in rest
     assert list((folder / "tmp").iterdir()) == []
+
+
+def test_callers_that_die_end_the_test(folder: Path) -> None:
+    process = subprocess.Popen(
+        [HOST, "loadtest", "--rooms", "1", "--duration", "60", "--cycle-s", "5"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment(folder),
+    )
+    with process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any("rooms" in line for line in lines)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (callers,) = [pid for pid in children if b"caller_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(int(callers), signal.SIGKILL)
+        rest = process.stderr.read()
+        assert process.wait(TIMEOUT_S) == 1
+    assert "the callers' process has ended by itself" in rest
+    assert "Traceback" not in rest
+    assert list((folder / "tmp").iterdir()) == []

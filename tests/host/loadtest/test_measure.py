@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from host.loadtest.measure import (
     Checked,
     Distribution,
+    answered_turns,
     check_answer,
     conversations,
     foreign_audio,
@@ -135,6 +136,16 @@ def test_a_point_counts_what_ended_while_it_was_measured() -> None:
     # What detection took longer than the delay counts; a turn that was decided before it was over is given its own.
     assert talk.responses == ((pytest.approx(7), 1, 0.5), (pytest.approx(17), 2, 1.7))
     assert (talk.response.p50, talk.after_endpointing.maximum) == (1.5, 1.7)
+
+
+def test_the_turns_of_a_point_are_known_by_the_agents_numbers() -> None:
+    timeline = call(
+        said(1, 2), took(2.5), Heard(2.75, 4),
+        said(10, 12, turn=2), took(12.5, number=2), Heard(13, 15),
+        said(20, 22, turn=3), took(22.5, number=5), Heard(24, 25),
+        said(30, 32, turn=4), Left(60),
+    )  # fmt: skip
+    assert answered_turns([timeline], patience_s=PATIENCE_S, begin_s=5, end_s=50) == {("one", 2), ("one", 5)}
 
 
 def test_nothing_is_measured_of_nothing() -> None:
