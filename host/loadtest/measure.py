@@ -285,6 +285,16 @@ def foreign_audio(checked: Sequence[Checked], calls: Sequence[Timeline]) -> list
     return found
 
 
+def slope_per_min(samples: Sequence[tuple[float, float]]) -> float:
+    """Least squares through (seconds, value); NaN for less than a minute of them."""
+    if len(samples) < 3 or samples[-1][0] - samples[0][0] < 60:
+        return math.nan
+    mean_t = math.fsum(t for t, _ in samples) / len(samples)
+    mean_v = math.fsum(v for _, v in samples) / len(samples)
+    spread = math.fsum((t - mean_t) ** 2 for t, _ in samples)
+    return 60 * math.fsum((t - mean_t) * (v - mean_v) for t, v in samples) / spread
+
+
 # --- a whole point --------------------------------------------------------------------------------
 
 
@@ -307,6 +317,8 @@ class Conversations:
     underrun_s: float
     answers: int
     word_error_rate: float
+    drift_s_per_min: float
+    """How the response without the endpointing delay grew while it was measured; NaN for less than a minute."""
     cross_talk: tuple[CrossTalk, ...]
     responses: tuple[tuple[float, float, float], ...] = field(default=(), repr=False)
     """Of each answered turn: when the utterance ended, since the measuring began; the response; and without the
@@ -362,6 +374,7 @@ def conversations(
         underrun_s=math.fsum(gap.ms for gap in gaps) / 1000,
         answers=sum(begin_s <= answer.at_s <= end_s for call in calls for answer in call.answers),
         word_error_rate=errors / word_count if word_count else math.nan,
+        drift_s_per_min=slope_per_min([(at_s, rest) for at_s, _, rest in sorted(responses)]),
         cross_talk=(*foreign_transcripts(calls, said_texts), *foreign_names(calls)),
         responses=tuple(sorted(responses)),
         trouble=tuple(

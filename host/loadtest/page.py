@@ -234,11 +234,12 @@ def _time_chart(curve: CurveReport, point: Point) -> str:
 
 
 def _curve_table(curve: CurveReport, report: Report) -> str:
-    head = ("rooms", "p50", "p95", "p99", "longest", "p50 with", "p95 with", "device", "CPU", "others")
+    head = ("rooms", "p50", "p95", "p99", "longest", "drift", "p50 with", "p95 with", "device", "CPU", "others")
     rows = []
     for point in curve.points:
         rest, response = point.conversations.after_endpointing, point.conversations.response
-        times = (rest.p50, rest.p95, rest.p99, rest.maximum, response.p50, response.p95)
+        drift_s = point.conversations.drift_s_per_min
+        times = (rest.p50, rest.p95, rest.p99, rest.maximum, drift_s, response.p50, response.p95)
         others = _percent(point.others / point.cores)
         cells = [str(point.rooms), *map(_ms, times), _percent(point.device.busy), _percent(point.cpu), others]
         verdict = '<span class="good">holds</span>' if point.holds else _text(point.why_not)
@@ -327,8 +328,8 @@ def _notes(report: Report) -> str:
         f"({report.asked.endpointing_ms:.0f} ms), or less what a turn took, where that is shorter. Underrun: 20 ms or "
         "more of nothing to hear in the middle of an answer. Cut off: the agent took the turn and was heard while the "
         "caller was speaking; taken back: it took the turn and nothing was heard of it. Garbled: the answer, "
-        "transcribed as it was heard, is less than half of what the agent said. Others: the share of the CPU that "
-        "other programs took. The callers' own clocks were late by up to "
+        "transcribed as it was heard, is less than half of what the agent said. Drift: what the "
+        "response grew by in each minute. Others: the share of the CPU that other programs took. The callers' own clocks were late by up to "
         f"{late:.0f} ms (p99).</p>"
     )
 

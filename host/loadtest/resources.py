@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from host.load import CpuMeter, DeviceMemory
-from host.loadtest.results import DeviceUse, ProcessUse, slope_per_min
+from host.loadtest.measure import slope_per_min
+from host.loadtest.results import DeviceUse, ProcessUse
 from host.memory import MemoryMeter, cpu_seconds
 
 LOOK_S = 1.0

@@ -146,16 +146,6 @@ def why_not(
     return ""
 
 
-def slope_per_min(samples: Sequence[tuple[float, float]]) -> float:
-    """Least squares through (seconds, value); NaN for less than a minute of them."""
-    if len(samples) < 3 or samples[-1][0] - samples[0][0] < 60:
-        return math.nan
-    mean_t = math.fsum(t for t, _ in samples) / len(samples)
-    mean_v = math.fsum(v for _, v in samples) / len(samples)
-    spread = math.fsum((t - mean_t) ** 2 for t, _ in samples)
-    return 60 * math.fsum((t - mean_t) * (v - mean_v) for t, v in samples) / spread
-
-
 def by_kind(processes: Sequence[ProcessUse]) -> tuple[ProcessUse, ...]:
     """Processes of one kind as one: means, and the steepest slope."""
     kinds: dict[str, list[ProcessUse]] = defaultdict(list)

@@ -33,6 +33,7 @@ def conversations(rooms: int, middle_s: float, *, underruns: int = 0) -> Convers
         underrun_s=0.04 * underruns,
         answers=7 * rooms,
         word_error_rate=0.07,
+        drift_s_per_min=0.01,
         cross_talk=(),
         responses=tuple(rest),
         trouble=(trouble,),

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from host.loadtest.binding import binding
 from host.loadtest.load_test import Curve
-from host.loadtest.measure import CrossTalk
+from host.loadtest.measure import CrossTalk, slope_per_min
 from host.loadtest.page import page
 from host.loadtest.report import from_json, schema, to_json
 from host.loadtest.results import (
@@ -22,7 +22,6 @@ from host.loadtest.results import (
     ProcessUse,
     Stages,
     by_kind,
-    slope_per_min,
     why_not,
 )
 from host.loadtest.screen import bindings, process_table, stage_table, table
