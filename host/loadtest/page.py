@@ -322,16 +322,20 @@ def _trouble(curve: CurveReport) -> str:
 
 def _notes(report: Report) -> str:
     late = max((point.late_ms for curve in report.curves for point in curve.points), default=0.0)
-    return (
-        '<p class="note">Response: from the last voiced sample of an utterance to the first voiced sample of the '
-        f"answer, in the caller's audio. Without endpointing: less the delay that is set "
-        f"({report.asked.endpointing_ms:.0f} ms), or less what a turn took, where that is shorter. Underrun: 20 ms or "
-        "more of nothing to hear in the middle of an answer. Cut off: the agent took the turn and was heard while the "
-        "caller was speaking; taken back: it took the turn and nothing was heard of it. Garbled: the answer, "
-        "transcribed as it was heard, is less than half of what the agent said. Drift: what the "
-        "response grew by in each minute. Others: the share of the CPU that other programs took. The callers' own clocks were late by up to "
-        f"{late:.0f} ms (p99).</p>"
+    notes = (
+        "Response: from the last voiced sample of an utterance to the first voiced sample of the answer, in the "
+        "caller's audio.",
+        f"Without endpointing: less the delay that is set ({report.asked.endpointing_ms:.0f} ms), or less what a turn "
+        "took, where that is shorter.",
+        "Drift: what the response grew by in each minute.",
+        "Underrun: 20 ms or more of nothing to hear in the middle of an answer.",
+        "Cut off: the agent took the turn and was heard while the caller was speaking; taken back: it took the turn "
+        "and nothing was heard of it.",
+        "Garbled: the answer, transcribed as it was heard, is less than half of what the agent said.",
+        "Others: the share of the CPU that other programs took.",
+        f"The callers' own clocks were late by up to {late:.0f} ms (p99).",
     )
+    return f'<p class="note">{_text(" ".join(notes))}</p>'
 
 
 def _table(
