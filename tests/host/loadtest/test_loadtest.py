@@ -156,3 +156,26 @@ def test_callers_that_die_end_the_test(folder: Path) -> None:
     assert "the callers' process has ended by itself" in rest
     assert "Traceback" not in rest
     assert list((folder / "tmp").iterdir()) == []
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("engines", ["real", "stock"])
+def test_real_engines_answer_and_what_was_heard_is_checked(folder: Path, engines: str) -> None:
+    (folder / "roomful.toml").write_text(f'[inference]\nengines = "{engines}"\n')
+    done = loadtest(
+        folder, "--rooms", "1", "--duration", "24", "--cycle-s", "8", "--interruptions", "0", "--target-ms", "60000",
+        "--out", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (curve,) = report_of(folder)["curves"]
+    (point,) = curve["points"]
+    talk = point["conversations"]
+    assert (curve["engines"], point["failed"], point["cross_talk"], curve["left_over"]) == (engines, [], [], [])
+    assert talk["answered"] >= 1
+    # Words were understood, and what the agent says it said was heard.
+    assert talk["word_error_rate"] < 0.5
+    assert len(point["checked"]) >= 2
+    assert max(check["likeness"] for check in point["checked"]) > 0.8
+    assert any("Amber Badger" in check["text"] for check in point["checked"])
+    assert set(point["device"]["stages"]) == {"stt", "llm", "tts"}
+    assert sum(point["device"]["stages"].values()) > 0
