@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _AGENT_COMES_S = 30.0
 _FRAME_MS = 10
 _QUEUE_MS = 60
+_LAST_FRAMES_S = 0.5
 
 
 class LiveKitLine:
@@ -39,6 +40,7 @@ class LiveKitLine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard = asyncio.Event()
         self._over = ""
+        self._speaking: asyncio.Task[None] | None = None
         self._room.on("track_subscribed", self._on_track)
         self._room.on("participant_attributes_changed", self._on_attributes)
         self._room.on("participant_connected", self._on_joined)
@@ -60,7 +62,7 @@ class LiveKitLine:
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
         await self._room.local_participant.publish_track(track, options)
-        self._start(self._speak(), "microphone")
+        self._speaking = self._start(self._speak(), "microphone")
         try:
             async with asyncio.timeout(_AGENT_COMES_S):
                 await self._heard.wait()
@@ -88,6 +90,10 @@ class LiveKitLine:
 
     async def hang_up(self) -> None:
         """Leave the room."""
+        # The microphone ends by itself: a frame that is being taken is not to be abandoned.
+        self._blocks.put_nowait(b"")
+        if self._speaking is not None:
+            await asyncio.wait([self._speaking], timeout=_LAST_FRAMES_S)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -98,8 +104,7 @@ class LiveKitLine:
     # --- audio ----------------------------------------------------------------------------------------
 
     async def _speak(self) -> None:
-        while True:
-            block = await self._blocks.get()
+        while block := await self._blocks.get():
             await self._source.capture_frame(rtc.AudioFrame(block, CALLER_RATE, 1, CALLER_RATE * TICK_MS // 1000))
 
     async def _hear(self, track: rtc.RemoteAudioTrack) -> None:
@@ -113,10 +118,11 @@ class LiveKitLine:
 
     # --- what the room says -----------------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _on_track(self, track: rtc.Track, _: object, participant: rtc.RemoteParticipant) -> None:
         if _is_agent(participant) and isinstance(track, rtc.RemoteAudioTrack):
