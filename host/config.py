@@ -70,7 +70,8 @@ class InferenceConfig(_Section, frozen=True):
     """``[inference]``. ``threads`` and ``llm_threads`` 0: chosen from the cores that are there.
 
     ``memory_budget_mb``: what the inference process may take on a CPU, in MB, 0 for no budget; its
-    use of it is a part of the load.
+    use of it is a part of the load. ``trace_file``: where the inference process writes what it does and why,
+    for a trace viewer; "" is nowhere.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -81,6 +82,7 @@ class InferenceConfig(_Section, frozen=True):
     memory_budget_mb: Megabytes = 0.0
     initialize_timeout: Seconds = 300.0
     engines: Literal["real", "fake"] = "real"
+    trace_file: str = ""
 
 
 class PermissionsConfig(_Section, frozen=True):

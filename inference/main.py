@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from inference.costs import CostTable
 from inference.device import NoDeviceError, choose_device
 from inference.engines.base import (
     SAMPLE_RATE,
@@ -33,9 +34,12 @@ from inference.engines.base import (
     TokensOut,
     Utterance,
 )
-from inference.runner import DeviceLane, Engines, VadLane
+from inference.measuring import measure
+from inference.runner import DeviceLane, Engines
 from inference.server import InferenceServer
 from inference.supervised import Supervisor, prepare_process, write_stacks_to
+from inference.trace import Trace
+from inference.vad_lane import VadLane
 from inference.wire import messages as m
 from inference.wire import supervision as s
 
@@ -88,8 +92,11 @@ def load(engines: Engines, settings: s.InitializeInference, options: EngineOptio
     engines.tts.load(Path(settings.tts_path), options)
 
 
-def warm_up(engines: Engines) -> str:
-    """One sentence spoken, heard, transcribed and answered. Returns the transcript; raises ``WarmUpError``."""
+def warm_up(engines: Engines, max_rooms: int) -> tuple[str, CostTable]:
+    """One sentence spoken, heard, transcribed and answered, and then what it costs for several rooms at once.
+
+    Returns the transcript and the costs; raises ``WarmUpError``.
+    """
     speech = _speak(engines)
     _listen(engines, speech)
     transcription = engines.stt.transcribe([Utterance(speech, "en")])[0]
@@ -98,7 +105,7 @@ def warm_up(engines: Engines) -> str:
     if not transcription.text:
         raise WarmUpError("speech to text heard no words in the voice's own sentence")
     _answer(engines)
-    return transcription.text
+    return transcription.text, measure(engines, speech, max_rooms)
 
 
 def _speak(engines: Engines) -> Audio:
@@ -155,11 +162,11 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         return await _fail(supervisor, str(exc), EXIT_NO_DEVICE)
     options = EngineOptions(device, settings.threads, settings.max_rooms, settings.context_tokens)
 
-    def come_up() -> tuple[Engines, str]:
+    def come_up() -> tuple[Engines, str, CostTable]:
         engines = make_engines(settings.engines)
         load(engines, settings, options, say)
         say("warming up")
-        return engines, warm_up(engines)
+        return engines, *warm_up(engines, settings.max_rooms)
 
     stopping = asyncio.create_task(supervisor.stopping.wait(), name="stopping")
     try:
@@ -167,15 +174,17 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         await asyncio.wait({coming_up, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not coming_up.done():
             await _leave(supervisor, 0)
-        engines, heard = coming_up.result()
+        engines, heard, costs = coming_up.result()
     except (EngineError, WarmUpError) as exc:
         return await _fail(supervisor, str(exc), EXIT_FAILED)
     except Exception as exc:
         logger.exception("start-up failed")
         return await _fail(supervisor, f"{type(exc).__name__}: {exc}", EXIT_FAILED)
-    logger.debug("warm-up heard %r", heard)
+    logger.debug("warm-up heard %r; %r", heard, costs)
 
-    device_lane, vad_lane = DeviceLane(engines), VadLane(engines.vad)
+    trace = _trace(settings.trace_file)
+    device_lane = DeviceLane(engines, costs, trace, context_tokens=settings.context_tokens)
+    vad_lane = VadLane(engines.vad, trace)
     welcome = m.Welcome(
         version=m.PROTOCOL_VERSION,
         device=device,
@@ -212,8 +221,20 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         await asyncio.wait(working)
         vad_lane.stop()
         device_lane.stop()
+        if trace is not None:
+            trace.close()
         supervisor.send(s.Exiting(supervisor.reason))
         await supervisor.drain()
+
+
+def _trace(path: str) -> Trace | None:
+    if not path:
+        return None
+    try:
+        return Trace(Path(path))
+    except OSError as exc:
+        logger.warning("there is no trace: %s: %s", path, exc)
+        return None
 
 
 async def _report(supervisor: Supervisor, server: InferenceServer, lane: DeviceLane, welcome: m.Welcome) -> None:

@@ -1,35 +1,56 @@
-"""Which quantum of work the device lane runs next. Pure: takes ``now``, returns a decision.
+"""Which quantum the device lane runs next. Pure: takes ``now``, returns a decision and says why.
 
-Earliest deadline first. A task's deadline is what its listener would notice:
+A *task* is a request that could take part in a quantum now; its *deadline* is when somebody would notice that it
+has not begun. A task that goes on is a new task after each of its quanta.
 
-========================================  =====================================================
-task                                      deadline
-========================================  =====================================================
-speech for a room that is silent          asked + 20 ms
-a token for a room that is silent         asked + 50 ms
-transcription of a finished turn          asked + 100 ms
-speculative transcription                 asked + 400 ms
-speech for a room with speech buffered    when half a second is left
-a token for a room with speech buffered   when one second is left
-========================================  =====================================================
+===============================================  ============================================
+task                                             deadline
+===============================================  ============================================
+first speech for a room that is silent           asked + 20 ms
+text, or more speech, for a silent room          asked, or its last quantum, + 50 ms
+transcription: the audio, then its words         asked, or its last quantum, + 100 ms
+text for a room with a phrase that is not made   200 ms from now: first the phrase
+speech for a room with speech buffered           when 0.3 s are left
+text for a room with speech buffered             when 0.8 s are left
+a guess at what will be asked for                when it will be; never, if nobody ever waits
+===============================================  ============================================
 
-A room more than ``AHEAD_S`` ahead of its listener gives way to everything that waits. The task with
-the earliest deadline brings along every other task of its kind that may run now, as one batch.
-Voice activity has a lane of its own (its forward takes a thousandth of a window's time), so it is
-never behind a transcription.
+Earliest deadline first; then, in the same way, what *greedy* rooms want: those that have had more device time than
+``GREEDY`` times the mean of all others, as far as it is not forgotten. They get what the others leave. Of each room
+only the most urgent task of a stage counts; what it has piled up behind that waits.
+
+The first task brings its peers of the same stage along as one batch, and whoever else rides nearly for free.
+
+The device never idles while there is a task. Voice activity has a lane of its own (its forward takes a thousandth of
+a window's time), and a cancel takes effect at once, in whatever thread it arrives: neither is ever behind a quantum.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-AHEAD_S = 4.0
-"""Speech buffered, in seconds, beyond which a room can wait."""
+from inference.costs import CostTable, Stage
 
-_ENOUGH_SPEECH_S = 0.5
-_ENOUGH_TEXT_S = 1.0
+GUESS_S = 0.4
+"""Seconds after a pause in which a turn usually ends: then its transcription is no guess any more."""
+USAGE_S = 10.0
+"""Time constant of forgetting device time, in seconds: about one turn of conversation."""
+GREEDY = 1.25
+"""How many times the others' mean of device time a room may have had: answers differ in length."""
+MODEST_S = 1.0
+"""Device seconds that a room may have had in any case: about one turn on a small CPU."""
+
+_FIRST_SPEECH_S = 0.02
+_GOING_ON_S = 0.05
+_TURN_S = 0.1
+_AFTER_SPEECH_S = 0.2
+_ENOUGH_SPEECH_S = 0.3
+_ENOUGH_TEXT_S = 0.8
+_FREE_RIDE = 0.25
+"""Who is no peer joins a batch when that costs less than this share of what it costs alone."""
 
 
 class Kind(enum.Enum):
@@ -40,51 +61,167 @@ class Kind(enum.Enum):
     TTS = "tts"
 
 
+KIND_OF = {
+    Stage.ENCODE: Kind.STT,
+    Stage.TRANSCRIBE: Kind.STT,
+    Stage.PREFILL: Kind.LLM,
+    Stage.DECODE: Kind.LLM,
+    Stage.FIRST_SPEECH: Kind.TTS,
+    Stage.SPEECH: Kind.TTS,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One request that could take part in a quantum now.
 
-    ``asked``: when it was asked for, in seconds of the clock that ``now`` comes from. ``buffered_s``:
-    speech that the room has ahead of its listener.
+    ``since``: when it was asked for or when its last quantum ended, in seconds of the clock that ``now`` comes
+    from. ``wanted``: from when on somebody waits for it: later than ``now`` for a guess, infinite if nobody ever
+    does. ``buffered_s``: speech that the room has ahead of its listener. ``speaks``: the room has a phrase that is
+    not made yet.
     """
 
-    kind: Kind
+    stage: Stage
     request: int
-    asked: float
-    speculative: bool = False
+    room: int
+    since: float
+    wanted: float = -math.inf
     buffered_s: float = 0.0
+    speaks: bool = False
 
     def deadline(self, now: float) -> float:
-        """When the listener would notice the wait."""
-        match self.kind:
-            case Kind.STT:
-                return self.asked + (0.4 if self.speculative else 0.1)
-            case Kind.LLM:
-                return self.asked + 0.05 if self.buffered_s <= 0 else now + self.buffered_s - _ENOUGH_TEXT_S
-            case Kind.TTS:
-                return self.asked + 0.02 if self.buffered_s <= 0 else now + self.buffered_s - _ENOUGH_SPEECH_S
+        """When somebody would notice the wait."""
+        return max(self._deadline(now), self.wanted)
 
-    def can_wait(self) -> bool:
-        """Whether the room is so far ahead of its listener that anything else goes first."""
-        return self.kind is not Kind.STT and self.buffered_s > AHEAD_S
+    def is_guess(self, now: float) -> bool:
+        """Whether nobody waits for it yet."""
+        return now < self.wanted
+
+    def _deadline(self, now: float) -> float:
+        match self.stage:
+            case Stage.ENCODE | Stage.TRANSCRIBE:
+                return self.since + _TURN_S
+            case Stage.PREFILL | Stage.DECODE if self.speaks:
+                return now + max(_AFTER_SPEECH_S, self.buffered_s - _ENOUGH_TEXT_S)
+            case Stage.PREFILL | Stage.DECODE if self.buffered_s > 0:
+                return now + self.buffered_s - _ENOUGH_TEXT_S
+            case Stage.FIRST_SPEECH | Stage.SPEECH if self.buffered_s > 0:
+                return now + self.buffered_s - _ENOUGH_SPEECH_S
+            case Stage.FIRST_SPEECH:
+                return self.since + _FIRST_SPEECH_S
+        return self.since + _GOING_ON_S
+
+
+class Why(enum.Enum):
+    """What decided."""
+
+    DEADLINE = "earliest deadline"
+    SPARE_TIME = "a guess, in spare time"
+    GREEDY = "had more than others, who leave time"
 
 
 @dataclass(frozen=True, slots=True)
 class Quantum:
-    """One batch for one engine: the requests that take part, most urgent first."""
+    """One batch for one engine: the requests that take part, most urgent first, and the room of each.
 
-    kind: Kind
+    ``cost_s``: what the table of costs says. An engine may serve only the first of them.
+    """
+
+    stage: Stage
     requests: tuple[int, ...]
+    rooms: tuple[int, ...]
+    cost_s: float
+    why: Why
+
+    @property
+    def kind(self) -> Kind:
+        """The engine that runs it."""
+        return KIND_OF[self.stage]
 
 
-def choose(now: float, tasks: Sequence[Task], *, max_utterances: int) -> Quantum | None:
-    """The next quantum, or None when there is nothing to do. ``max_utterances``: the largest STT batch."""
-    if not tasks:
-        return None
-    hurried = [task for task in tasks if not task.can_wait()] or list(tasks)
-    hurried.sort(key=lambda task: task.deadline(now))
-    first = hurried[0]
-    batch = [task for task in hurried if task.kind is first.kind and task.speculative == first.speculative]
-    if first.kind is Kind.STT:
-        batch = batch[:max_utterances]
-    return Quantum(first.kind, tuple(task.request for task in batch))
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """Device seconds, as far as they were not forgotten at ``at``."""
+
+    seconds: float
+    at: float
+
+    def left(self, now: float) -> float:
+        return self.seconds * math.exp(min(0.0, self.at - now) / USAGE_S)
+
+
+class Planner:
+    """Decides for one lane, and remembers what each room has had.
+
+    ``limits``: how many requests a quantum of a stage serves at most, where there is a limit.
+    """
+
+    def __init__(self, costs: CostTable, limits: Mapping[Stage, int] | None = None) -> None:
+        self.costs = costs
+        self._limits = limits or {}
+        self._used: dict[int, _Used] = {}
+
+    def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
+        """A quantum that served ``rooms`` has taken ``seconds``: they pay for it, and the table of costs learns."""
+        if rooms:
+            self.costs.learn(stage, len(rooms), seconds)
+        for room in rooms:
+            self._used[room] = _Used(self.usage(room, now) + seconds / len(rooms), now)
+
+    def left(self, room: int) -> None:
+        """A room is gone; another one may get its number."""
+        self._used.pop(room, None)
+
+    def usage(self, room: int, now: float) -> float:
+        """Device seconds that a room has had, as far as they are not forgotten."""
+        return self._used[room].left(now) if room in self._used else 0.0
+
+    def greedy(self, now: float) -> frozenset[int]:
+        """Rooms that have had much more than the others. A room alone is one, too: it makes no difference."""
+        usage = {room: self.usage(room, now) for room in self._used}
+        total, others = sum(usage.values()), max(1, len(usage) - 1)
+        return frozenset(
+            room for room, used in usage.items() if used > MODEST_S and used > GREEDY * (total - used) / others
+        )
+
+    def decide(self, now: float, tasks: Sequence[Task]) -> Quantum | None:
+        """The next quantum; None when there is nothing to do. At most some hundred tasks."""
+        if not tasks:
+            return None
+        greedy = self.greedy(now)
+
+        def order(task: Task) -> tuple[bool, float, float, int]:
+            return task.room in greedy, task.deadline(now), task.since, task.request
+
+        heads: dict[tuple[int, Stage], Task] = {}
+        for task in sorted(tasks, key=order):
+            heads.setdefault((task.room, task.stage), task)
+        first, *others = heads.values()
+        batch = [first]
+        for task in others:
+            if len(batch) >= self._limits.get(first.stage, len(tasks)):
+                break
+            if task.stage is first.stage and (
+                self._are_peers(first, task, greedy, now) or self._rides_free(task, batch, now)
+            ):
+                batch.append(task)
+        return Quantum(
+            first.stage,
+            tuple(task.request for task in batch),
+            tuple(task.room for task in batch),
+            self.costs.predict(first.stage, len(batch)),
+            Why.GREEDY if first.room in greedy else Why.SPARE_TIME if first.is_guess(now) else Why.DEADLINE,
+        )
+
+    @staticmethod
+    def _are_peers(first: Task, task: Task, greedy: frozenset[int], now: float) -> bool:
+        return (first.is_guess(now), first.buffered_s > 0, first.room in greedy) == (
+            task.is_guess(now),
+            task.buffered_s > 0,
+            task.room in greedy,
+        )
+
+    def _rides_free(self, task: Task, batch: Sequence[Task], now: float) -> bool:
+        predict = self.costs.predict
+        more = predict(task.stage, len(batch) + 1) - predict(task.stage, len(batch))
+        return not task.is_guess(now) and more <= _FREE_RIDE * predict(task.stage, 1)

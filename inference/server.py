@@ -15,8 +15,9 @@ import struct
 from pathlib import Path
 
 from inference.rooms import Room
-from inference.runner import DeviceLane, VadLane
+from inference.runner import DeviceLane
 from inference.segments import Segment
+from inference.vad_lane import VadLane
 from inference.wire import messages as m
 from inference.wire.connection import ROOM, Received, Role, State
 from inference.wire.errors import LocalProtocolError, RemoteProtocolError, RingCorruptedError, WireError

@@ -33,6 +33,7 @@ PURE = (
     "host/job/chat.py",
     "host/job/speech.py",
     "inference/activity.py",
+    "inference/costs.py",
     "inference/planner.py",
     "inference/reports.py",
     "inference/wire/errors.py",

@@ -74,6 +74,8 @@ class InitializeInference(Message):
     llm_threads: int = tag(15, default=1, minimum=1)
     stacks_file: str = tag(16, default="")
     """Where the stacks go on SIGUSR1; "" is standard error."""
+    trace_file: str = tag(17, default="")
+    """Where the lanes write what they do and why; "" is nowhere."""
 
 
 @message(211)

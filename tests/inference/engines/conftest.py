@@ -12,6 +12,7 @@ from inference.engines.base import Audio, EngineOptions
 ROOT = Path(__file__).parents[3]
 WEIGHTS = ROOT / "models" / "weights"
 SPEECH = ROOT / "tests" / "data" / "speech"
+LANGUAGES = ROOT / "tests" / "data" / "languages"
 
 
 def weights(relative: str) -> Path:
@@ -24,6 +25,15 @@ def weights(relative: str) -> Path:
 @pytest.fixture(scope="session")
 def whisper_folder() -> Path:
     return weights("whisper-base")
+
+
+@pytest.fixture(scope="session")
+def english_whisper_folder() -> Path:
+    """Of the profile cpu-tiny, which the tests do not need otherwise."""
+    folder = WEIGHTS / "whisper-tiny.en"
+    if not folder.exists():
+        pytest.skip("whisper-tiny.en is not installed (host models download cpu-tiny)")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +54,26 @@ def options() -> EngineOptions:
 @pytest.fixture(scope="session")
 def recordings() -> dict[str, Audio]:
     """Every recording by its file name: float32 at 16 kHz."""
+    found = _read(SPEECH)
+    assert len(found) == 7
+    return found
+
+
+@pytest.fixture(scope="session")
+def languages() -> dict[str, Audio]:
+    """Every recording that is not English by its file name: float32 at 16 kHz."""
+    found = _read(LANGUAGES)
+    assert len(found) == 2
+    return found
+
+
+def _read(folder: Path) -> dict[str, Audio]:
     found = {}
-    for path in sorted(SPEECH.glob("*.wav")):
+    for path in sorted(folder.glob("*.wav")):
         with wave.open(str(path)) as opened:
             assert (opened.getframerate(), opened.getnchannels(), opened.getsampwidth()) == (16_000, 1, 2)
             samples = np.frombuffer(opened.readframes(opened.getnframes()), np.int16)
         found[path.name] = samples.astype(np.float32) / 32_768
-    assert len(found) == 7
     return found
 
 

@@ -85,6 +85,43 @@ def test_the_language_is_found(stt: WhisperSpeechToText, recordings: dict[str, A
     assert result.no_speech_prob < 0.5
 
 
+def test_each_of_a_batch_has_its_language(
+    stt: WhisperSpeechToText, recordings: dict[str, Audio], languages: dict[str, Audio]
+) -> None:
+    """Found where it is not given, kept where it is: in one decode step."""
+    french = languages["french.wav"]
+    utterances = [
+        Utterance(french),
+        Utterance(recordings["set-a-timer.wav"]),
+        Utterance(languages["chinese.wav"]),
+        Utterance(french, "en"),
+    ]
+    for request, utterance in enumerate(utterances):
+        stt.start(request, utterance)
+        assert stt.step([request]) == []
+    results = {out.request: out.transcription for out in stt.step(range(4)) if isinstance(out, TranscriptOut)}
+    results |= {request: heard(one) for request, one in step_to_the_end(stt, range(4)).items()}
+    assert [results[request].language for request in range(4)] == ["fr", "en", "zh", "en"]
+    assert results[0].text.casefold().startswith("et c'est la dictée numéro")
+    assert plain(results[1].text) == "set a timer for ten minutes"
+    assert "自己" in results[2].text
+    assert "dictée" not in results[3].text
+
+
+def test_a_model_of_one_language_speaks_it(
+    english_whisper_folder: Path, recordings: dict[str, Audio], options: EngineOptions
+) -> None:
+    stt = WhisperSpeechToText()
+    stt.load(english_whisper_folder, options)
+    for language in ("", "en"):
+        (result,) = stt.transcribe([Utterance(recordings["set-a-timer.wav"], language)])
+        assert heard(result).language == "en"
+        assert plain(heard(result).text) == "set a timer for ten minutes"
+    (refused,) = stt.transcribe([Utterance(recordings["set-a-timer.wav"], "fr")])
+    assert "'fr'" in str(refused)
+    stt.close()
+
+
 def test_one_bad_utterance_fails_alone(stt: WhisperSpeechToText, recordings: dict[str, Audio]) -> None:
     good = recordings["set-a-timer.wav"]
     bad = good.copy()
