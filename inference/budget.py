@@ -8,9 +8,9 @@ Sources of the formulas, with sizes in bytes:
 
 * Keys and values of the language model: ``cells * layers * (key + value width of the KV heads) * 2`` for float16
   (``llama_kv_cache`` in llama.cpp allocates exactly that, rounded up to 256 cells).
-* Its output buffer, ``vocabulary * sequences * 4`` (``llama_context::output_reserve``), and its compute buffer: logits of
-  every token of a batch, or the mask (float16, cells by tokens) with the widest layer's activations, whichever is
-  more (``sched_reserve``; within 4 % of what llama.cpp logs from 1 room of 256 tokens to 255 rooms of 1,024).
+* Its output buffer, ``vocabulary * sequences * 4`` (``llama_context::output_reserve``), and its compute buffer: logits
+  of every token of a batch, or the mask (float16, cells by tokens) with the widest layer's activations, whichever is
+  more (``sched_reserve``; within 6 % of what llama.cpp logs from 1 room of 256 tokens to 255 rooms of 1,024).
 * Whisper's encoder: one layer's attention scores, ``heads * positions^2``, and about eight arrays of ``positions *
   width`` beside them; the decoder: keys and values of what was heard, ``2 * layers * positions * width``, for every
   row of its batch, and one layer's twice, while the heads are split (CTranslate2's ``MultiHeadAttention``).
@@ -125,7 +125,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Bytes: ``resident`` for the life of the process, ``room`` of it for every room, ``working`` on top for a while."""
+    """Bytes: ``resident`` for the life of the process, ``room`` of them for every room, ``working`` on top at times."""
 
     name: str
     resident: int
@@ -288,9 +288,7 @@ def _voice(facts: VoiceFacts, sizes: Sizes) -> Part:
         return Part("voice", facts.file + 6 * windows)
     once, each = _VOICE_WINDOWS
     windows = once + each * min(sizes.threads, sizes.max_rooms)
-    return Part(
-        "voice", round(_VOICE_COPIES * facts.file + windows * facts.file / _VOICE_MEASURED) + _VOICE_TABLES
-    )
+    return Part("voice", round(_VOICE_COPIES * facts.file + windows * facts.file / _VOICE_MEASURED) + _VOICE_TABLES)
 
 
 def _up(number: int, step: int) -> int:

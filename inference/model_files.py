@@ -39,13 +39,18 @@ def _read(path: Path, reader: Callable[[BinaryIO, int], Any]) -> Any:
             return reader(file, path.stat().st_size)
     except OSError as exc:
         raise ModelFileError(f"{path}: cannot be read: {exc.strerror}") from exc
-    except (ValueError, struct.error, LookupError) as exc:
+    except KeyError as exc:
+        raise ModelFileError(f"{path}: no {exc.args[0]}") from exc
+    except ValueError as exc:
         raise ModelFileError(f"{path}: {exc}") from exc
 
 
 def _unpack(file: BinaryIO, layout: str) -> tuple[Any, ...]:
     layout = f"<{layout}"
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))
+    data = file.read(struct.calcsize(layout))
+    if len(data) < struct.calcsize(layout):
+        raise ValueError("the file ends in its header")
+    return struct.unpack(layout, data)
 
 
 # --- GGUF -----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ PURE = (
     "host/job/chat.py",
     "host/job/speech.py",
     "inference/activity.py",
+    "inference/budget.py",
     "inference/costs.py",
     "inference/planner.py",
     "inference/reports.py",
@@ -44,7 +45,7 @@ PURE = (
 )
 """Policy: data and ``now`` in, decisions out. Whatever they import must be as pure as they are."""
 
-PLANNED = ("inference/budget.py", "inference/simulator.py")
+PLANNED = ("inference/simulator.py",)
 """Named in the architecture and not written yet: pure from their first day."""
 
 PURE_LIBRARY = frozenset({

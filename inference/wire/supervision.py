@@ -76,6 +76,8 @@ class InitializeInference(Message):
     """Where the stacks go on SIGUSR1; "" is standard error."""
     trace_file: str = tag(17, default="")
     """Where the lanes write what they do and why; "" is nowhere."""
+    memory_budget_mb: float = tag(18, default=0.0, minimum=0.0)
+    """What the process may take on a CPU, in MB; 0 is no budget."""
 
 
 @message(211)
@@ -186,6 +188,21 @@ class StageReport(Struct):
     batch_items: int = tag(10, default=0)
 
 
+@declare
+@dataclass(frozen=True, slots=True)
+class MemoryReport(Struct):
+    """The device's memory as it was before the models were loaded, in MB (10^6 bytes); zeros where nobody asked.
+
+    ``planned_mb``: what the process takes at most; ``available_mb``: what was there for it; ``room_mb``: what one
+    room takes; ``more_rooms``: how many more than ``max_rooms`` would have fitted.
+    """
+
+    planned_mb: int = tag(1, default=0, minimum=0)
+    available_mb: int = tag(2, default=0, minimum=0)
+    room_mb: int = tag(3, default=0, minimum=0)
+    more_rooms: int = tag(4, default=0, minimum=0)
+
+
 @message(215)
 @dataclass(frozen=True, slots=True)
 class InferenceReport(Message):
@@ -201,6 +218,7 @@ class InferenceReport(Message):
     busy: float = tag(4, minimum=0.0, maximum=1.0)
     pressure: float = tag(5, minimum=0.0, maximum=1.0)
     stages: tuple[StageReport, ...] = tag(6, default=())
+    memory: MemoryReport = tag(7, default=MemoryReport())
 
 
 # --- one job ------------------------------------------------------------------------------------

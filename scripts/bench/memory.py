@@ -30,7 +30,9 @@ from inference.engines.base import SAMPLE_RATE, EngineOptions, Message, Sampling
 from inference.model_files import read_facts
 from models.catalog import default_models_dir, resolve
 
-SPOKEN = "Every room can hear me now and I can hear every one of them as long as nobody else talks at the same time as I do."
+SPOKEN = (
+    "Every room can hear me now and I can hear every one of them as long as nobody else talks at the same time as I do."
+)
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,8 @@ def main() -> int:
     for name, growth in measured.items():
         resident, working = predicted[name]
         at_most, reached = resident + working, growth.stays + growth.working
-        rows.append(
-            [name, *(f"{size / MB:.0f}" for size in (resident, working, growth.stays, growth.working))]
-            + [f"{100 * (at_most / reached - 1):+.0f} %"]
-        )
+        sizes = (f"{size / MB:.0f}" for size in (resident, working, growth.stays, growth.working))
+        rows.append([name, *sizes, f"{100 * (at_most / reached - 1):+.0f} %"])
         if reached > 0.1 * highest:
             bars.append(Bar(f"{name}: off by", 100 * abs(at_most / reached - 1), "%", 15.0))
     rows.append(["at the worst moment", f"{budget.total / MB:.0f}", "", f"{highest / MB:.0f}", ""])
