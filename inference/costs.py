@@ -70,7 +70,9 @@ class CostTable:
         return other
 
     def learn(self, stage: Stage, size: int, seconds: float) -> None:
-        """A quantum of ``size`` (at least 1) took ``seconds``."""
+        """A quantum of ``size`` took ``seconds``; one that served nobody teaches nothing."""
+        if size < 1:
+            return
         means = self._means[stage]
         mean = means.get(size)
         if mean is None:

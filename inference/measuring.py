@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from inference.costs import CostTable, Stage
 from inference.engines.base import (
@@ -12,6 +12,7 @@ from inference.engines.base import (
     Message,
     Sampling,
     SpeechFailed,
+    SpeechToTextEngine,
     TextToSpeechEngine,
     TokensOut,
     Utterance,
@@ -24,6 +25,10 @@ SIZES = (1, 2, 4, 8, 16, 32)
 _STEPS = 4
 _PROMPT = "Tell me in one sentence what you can see from the window of a train that crosses the country at night."
 _PHRASE = "Every room can hear me now, and I can hear every one of them."
+
+
+Measured = tuple[Stage, int, float]
+"""A quantum: how many it served, and its seconds."""
 
 
 def measure(engines: Engines, speech: Audio, max_rooms: int, clock: Callable[[], float] = time.monotonic) -> CostTable:
@@ -40,22 +45,32 @@ def measure(engines: Engines, speech: Audio, max_rooms: int, clock: Callable[[],
         for size in SIZES:
             if size > max_rooms or (size > 1 and 3 * (clock() - began) > allowed):
                 break
-            for stage, seconds in one(engines, speech, size, clock):
-                costs.learn(stage, size, seconds)
+            for stage, served, seconds in one(engines, speech, size, clock):
+                costs.learn(stage, served, seconds)
     return costs
 
 
-def _speech_to_text(
-    engines: Engines, speech: Audio, size: int, clock: Callable[[], float]
-) -> Iterator[tuple[Stage, float]]:
-    if size > engines.stt.max_batch:
+def _speech_to_text(engines: Engines, speech: Audio, size: int, clock: Callable[[], float]) -> Iterator[Measured]:
+    stt: SpeechToTextEngine = engines.stt
+    if size > max(stt.max_encode, stt.max_batch):
         return
-    began = clock()
-    engines.stt.transcribe([Utterance(speech, "en")] * size)
-    yield Stage.TRANSCRIBE, clock() - began
+    requests = list(range(1, size + 1))
+    for request in requests:
+        stt.start(request, Utterance(speech, "en"))
+    try:
+        while waiting := [request for request in requests if request in stt.running()]:
+            encoding = [request for request in waiting if stt.next_step(request) == "encode"]
+            stage, limit = (Stage.ENCODE, stt.max_encode) if encoding else (Stage.TRANSCRIBE, stt.max_batch)
+            batch = (encoding or waiting)[:limit]
+            began = clock()
+            stt.step(batch)
+            yield stage, len(batch), clock() - began
+    finally:
+        for request in requests:
+            stt.cancel(request)
 
 
-def _language_model(engines: Engines, _: Audio, size: int, clock: Callable[[], float]) -> Iterator[tuple[Stage, float]]:
+def _language_model(engines: Engines, _: Audio, size: int, clock: Callable[[], float]) -> Iterator[Measured]:
     llm: LanguageModelEngine = engines.llm
     sampling = Sampling(temperature=0.0, max_tokens=2 * _STEPS * (size + 1))
     requests = range(1, size + 1)
@@ -69,39 +84,35 @@ def _language_model(engines: Engines, _: Audio, size: int, clock: Callable[[], f
         while len(answering) < size and steps < 64:
             answering |= {out.request for out in llm.step(frozenset(requests)) if isinstance(out, TokensOut)}
             steps += 1
-        yield Stage.PREFILL, (clock() - began) / steps
-        yield from _decoding(llm, requests, clock)
+        yield Stage.PREFILL, size, (clock() - began) / steps
+        for _step in range(_STEPS):
+            if llm.running() != frozenset(requests):
+                return
+            began = clock()
+            llm.step(frozenset(requests))
+            yield Stage.DECODE, size, clock() - began
     finally:
         for request in requests:
             llm.cancel(request)
             llm.release(request - 1)
 
 
-def _decoding(
-    llm: LanguageModelEngine, requests: Sequence[int], clock: Callable[[], float]
-) -> Iterator[tuple[Stage, float]]:
-    for _ in range(_STEPS):
-        if llm.running() != frozenset(requests):
-            return
-        began = clock()
-        llm.step(frozenset(requests))
-        yield Stage.DECODE, clock() - began
-
-
-def _voice(engines: Engines, _: Audio, size: int, clock: Callable[[], float]) -> Iterator[tuple[Stage, float]]:
+def _voice(engines: Engines, _: Audio, size: int, clock: Callable[[], float]) -> Iterator[Measured]:
     tts: TextToSpeechEngine = engines.tts
     requests = list(range(1, size + 1))
     for request in requests:
         tts.start(request, _PHRASE)
-    stage = Stage.FIRST_SPEECH
+    resting = list(requests)
     try:
-        while tts.running() == frozenset(requests):
+        while tts.running():
+            stage, batch = (Stage.FIRST_SPEECH, resting) if resting else (Stage.SPEECH, requests)
             began = clock()
-            out = tts.step(requests)
-            yield stage, clock() - began
-            if any(isinstance(one, SpeechFailed) for one in out):
+            out = tts.step(batch)
+            yield stage, len(out), clock() - began
+            if not out or any(isinstance(one, SpeechFailed) for one in out):
                 return
-            stage = Stage.SPEECH
+            # A step serves as many as fit into it, so some may still rest.
+            resting = [request for request in resting if request not in {one.request for one in out}]
     finally:
         for request in requests:
             tts.cancel(request)

@@ -163,8 +163,7 @@ class Planner:
 
     def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
         """A quantum that served ``rooms`` has taken ``seconds``: they pay for it, and the table of costs learns."""
-        if rooms:
-            self.costs.learn(stage, len(rooms), seconds)
+        self.costs.learn(stage, len(rooms), seconds)
         for room in rooms:
             self._used[room] = _Used(self.usage(room, now) + seconds / len(rooms), now)
 
@@ -201,9 +200,7 @@ class Planner:
         for task in others:
             if len(batch) >= self._limits.get(first.stage, len(tasks)):
                 break
-            if task.stage is first.stage and (
-                self._are_peers(first, task, greedy, now) or self._rides_free(task, batch, now)
-            ):
+            if task.stage is first.stage and self._joins(batch, task, greedy, now):
                 batch.append(task)
         return Quantum(
             first.stage,
@@ -213,15 +210,13 @@ class Planner:
             Why.GREEDY if first.room in greedy else Why.SPARE_TIME if first.is_guess(now) else Why.DEADLINE,
         )
 
-    @staticmethod
-    def _are_peers(first: Task, task: Task, greedy: frozenset[int], now: float) -> bool:
-        return (first.is_guess(now), first.buffered_s > 0, first.room in greedy) == (
-            task.is_guess(now),
-            task.buffered_s > 0,
-            task.room in greedy,
-        )
-
-    def _rides_free(self, task: Task, batch: Sequence[Task], now: float) -> bool:
-        predict = self.costs.predict
-        more = predict(task.stage, len(batch) + 1) - predict(task.stage, len(batch))
-        return not task.is_guess(now) and more <= _FREE_RIDE * predict(task.stage, 1)
+    def _joins(self, batch: Sequence[Task], task: Task, greedy: frozenset[int], now: float) -> bool:
+        """Peers do; so does who rides for free, but neither a guess nor a greedy room, which would pay for it."""
+        first, guess, is_greedy = batch[0], task.is_guess(now), task.room in greedy
+        if (guess, is_greedy) == (first.is_guess(now), first.room in greedy) and (
+            (task.buffered_s > 0) == (first.buffered_s > 0)
+        ):
+            return True
+        predict, size = self.costs.predict, len(batch)
+        more = predict(task.stage, size + 1) - predict(task.stage, size)
+        return not guess and not is_greedy and more <= _FREE_RIDE * predict(task.stage, 1)

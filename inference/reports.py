@@ -66,19 +66,19 @@ class Tally:
         self._judged_late = self._judged_late * kept + late
         self._judged_at = now
 
-    def quantum_begins(self, kind: Kind, size: int, now: float) -> None:
-        """A batch of ``size`` requests begins."""
-        stage = self._stages[kind]
-        stage.quanta += 1
-        stage.batch_items += size
-        stage.batch_sizes[bisect_left(BATCH_BUCKETS, size)] += 1
+    def quantum_begins(self, kind: Kind, now: float) -> None:
+        """A batch begins."""
         self._running = kind, now
 
-    def quantum_ends(self, now: float) -> None:
-        """The batch is done."""
+    def quantum_ends(self, size: int, now: float) -> None:
+        """The batch is done; it served ``size`` requests."""
         if self._running is not None:
             kind, began = self._running
-            self._stages[kind].busy_s += now - began
+            stage = self._stages[kind]
+            stage.quanta += 1
+            stage.batch_items += size
+            stage.batch_sizes[bisect_left(BATCH_BUCKETS, size)] += 1
+            stage.busy_s += now - began
             self._running = None
 
     def answered(self, kind: Kind, latency_s: float) -> None:

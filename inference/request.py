@@ -17,6 +17,7 @@ from inference.wire.tlv import Message
 
 Ask = m.Transcribe | m.Generate | m.Speak
 
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One request of one room. ``key`` is unique in the process (a job's own numbers are not).
@@ -42,6 +43,8 @@ class Request:
     answered: bool = False
     advanced: bool = False
     """It has had a result of its engine: the prompt is decoded, the first block is made."""
+    spent_s: float = 0.0
+    """Seconds of the quanta that it took part in (transcriptions only)."""
     start: int | None = None
     outbox: deque[NDArray[np.int16]] = field(default_factory=deque)
     complete: bool = False

@@ -108,16 +108,19 @@ class Transcribing:
     def step(self, requests: Sequence[Request]) -> Sequence[Request]:
         """One step of all of them."""
         by_key = {request.key: request for request in requests}
-        for out in each_alone(
+        began = self._clock()
+        ended = each_alone(
             "speech to text", self._engine.step, list(by_key), lambda key, error: TranscriptFailed(key, error)
-        ):
+        )
+        for request in requests:
+            request.spent_s += self._clock() - began
+        for out in ended:
             request = by_key[out.request]
             match out:
                 case TranscriptFailed(error=error):
                     self._desk.failed(request, "engine", str(error))
                 case TranscriptOut(transcription=heard):
                     self._desk.answered(request)
-                    took_ms = 1000 * (self._clock() - request.began)
                     self._desk.done(
                         request,
                         m.Transcript(
@@ -126,7 +129,7 @@ class Transcribing:
                             heard.language,
                             heard.avg_logprob,
                             heard.no_speech_prob,
-                            took_ms,
+                            1000 * request.spent_s,
                         ),
                     )
         return requests
@@ -252,9 +255,7 @@ class Speaking:
             try:
                 if self._write(request):
                     assert request.start is not None
-                    self._desk.done(
-                        request, m.SpeakDone(request.number, request.start, request.room.speech_written())
-                    )
+                    self._desk.done(request, m.SpeakDone(request.number, request.start, request.room.speech_written()))
             except RoomClosedError:
                 self._desk.gone(request)
 

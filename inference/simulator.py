@@ -1,7 +1,6 @@
 """Conversations on a virtual clock: how soon rooms are answered on a device with given costs. Pure.
 
 The planner is the one that runs live; the device takes as long as a table of costs says; the callers are made up.
-The same seed gives the same conversations whatever the device and the planner do with them.
 
 One turn of a room: the caller's last sound → a pause is noticed → a guess is transcribed → the endpointing delay is
 over and the transcript is there → prefill → one token a step → a phrase of tokens is spoken, block by block → the
@@ -14,13 +13,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from inference.costs import CostTable, Stage
-from inference.planner import GUESS_S, KIND_OF, Kind, Planner, Quantum, Task
+from inference.planner import GUESS_S, KIND_OF, Kind, Planner, Quantum, Task, Why
 
 Uniform = Callable[[float, float], float]
 """Draws between two numbers; ``random.Random(seed).uniform``. All chance comes from it."""
@@ -33,7 +33,7 @@ class Habits:
     pause_s: float = 0.1
     """From the last sound until voice activity detection tells of a pause."""
     endpointing_s: float = 0.5
-    """From the last sound until the turn is over."""
+    """From the last sound until the turn is over: the default of a session."""
     false_pauses: float = 0.3
     """Pauses in an utterance at which a guess is made for nothing, per turn (0 to 1)."""
     job_s: float = 0.002
@@ -52,6 +52,10 @@ class Habits:
     """Speech of each of its others."""
     voice_step_s: float = 0.04
     """Blocks are made together as long as they take no longer than this."""
+    begin_s: float = 10.0
+    """In which the first utterances of all rooms end."""
+    false_pause_s: float = 1.0
+    """From a pause in an utterance to its last sound."""
     thinks_s: tuple[float, float] = (1.0, 6.0)
     """From the last audio heard to the end of the next utterance."""
     device_varies: tuple[float, float] = (0.9, 1.15)
@@ -82,7 +86,7 @@ class Outcome:
     busy: float
     stage_s: dict[Stage, float]
     used_s: dict[int, float]
-    quanta: Counter[str]
+    quanta: Counter[Why]
 
     def response_s(self, share: float) -> float:
         """The response that ``share`` of all do not exceed; infinite without any."""
@@ -110,16 +114,22 @@ class _Room:
     heard_until: float = 0.0
     """When the listener will have heard all that was made."""
     last_sound: float = 0.0
+    waits_for: int = 0
+    """Of its transcript and the end of the turn."""
     answered: bool = False
-    speaking: int = 0
-    """Phrases that are not made to their end."""
     generating: bool = False
-    waits: list[_Ask] = field(default_factory=list)
-    """Phrases behind the one that is being made."""
+    phrase: int = 0
+    """Tokens of the phrase that is being written, and how many end it."""
+    phrase_ends: int = 0
+    phrases_s: list[float] = field(default_factory=list)
+    """Speech of the phrases that are not made; the first one is being made."""
 
 
 class Simulation:
-    """``rooms`` conversations, numbered from 0, from time 0 on."""
+    """``rooms`` conversations, numbered from 0, from time 0 on.
+
+    ``limits``: how many requests a quantum of a stage serves at most, as for the planner.
+    """
 
     def __init__(
         self,
@@ -138,16 +148,16 @@ class Simulation:
         self._policy = policy or Planner(costs.copy(), limits)
         self._asked: dict[int, _Ask] = {}
         self._keys = itertools.count(1)
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = itertools.count()
         self._responses: list[float] = []
         self._dry_s = 0.0
-        self._stage_s: Counter[Stage] = Counter()
-        self._used_s: Counter[int] = Counter()
-        self._quanta: Counter[str] = Counter()
+        self._stage_s: defaultdict[Stage, float] = defaultdict(float)
+        self._used_s: defaultdict[int, float] = defaultdict(float)
+        self._quanta: Counter[Why] = Counter()
         self._rooms = [_Room(number) for number in range(rooms)]
         for room in self._rooms:
-            self._at(uniform(0.0, 10.0), lambda room=room: self._last_sound(room))  # type: ignore[misc]
+            self._at(uniform(0.0, self._habits.begin_s), partial(self._last_sound, room))
 
     def run(self, seconds: float) -> Outcome:
         """Go on until ``seconds``; what happened from time 0 on."""
@@ -169,27 +179,25 @@ class Simulation:
         )
 
     def flood(self, room: int, at: float, *, utterances: int = 8) -> None:
-        """From ``at`` on ``room``, none of the others, asks for everything at once, without end."""
+        """From ``at`` on ``room``, none of the others, asks for everything at once, without end.
 
-        def again(stage: Stage) -> None:
-            self._ask(
-                room,
-                stage,
-                tokens=200,
-                speech_s=5.0,
-                on_end=lambda: self._at(self.now + self._habits.job_s, lambda: again(stage)),
-            )
+        It transcribes so many utterances at a time, generates and speaks, and listens to nothing.
+        """
 
-        def begin() -> None:
-            for stage in (*[Stage.ENCODE] * utterances, Stage.PREFILL, Stage.FIRST_SPEECH):
-                again(stage)
+        def ask(stage: Stage) -> None:
+            again = partial(self._at_in, self._habits.job_s, partial(ask, stage))
+            self._ask(room, stage, tokens=200, speech_s=5.0, on_end=again)
 
-        self._at(at, begin)
+        for stage in (*[Stage.ENCODE] * utterances, Stage.PREFILL, Stage.FIRST_SPEECH):
+            self._at(at, partial(ask, stage))
 
     # --- time ---------------------------------------------------------------------------------------
 
-    def _at(self, when: float, what: Callable[[], None]) -> None:
+    def _at(self, when: float, what: Callable[[], object]) -> None:
         heapq.heappush(self._events, (when, next(self._sequence), what))
+
+    def _at_in(self, seconds: float, what: Callable[[], object]) -> None:
+        self._at(self.now + seconds, what)
 
     def _happen(self, until: float) -> None:
         while self._events and self._events[0][0] <= until:
@@ -214,10 +222,7 @@ class Simulation:
         ]
 
     def _perform(self, quantum: Quantum) -> None:
-        served = len(quantum.requests)
-        if quantum.kind is Kind.TTS:
-            while served > 1 and self._costs.predict(quantum.stage, served) > self._habits.voice_step_s:
-                served -= 1
+        served = self._fits(quantum)
         took = self._costs.predict(quantum.stage, served) * self._uniform(*self._habits.device_varies)
         ends = self.now + took
         # What is asked for meanwhile waits, but has its own time.
@@ -225,13 +230,21 @@ class Simulation:
         self.now = ends
         rooms = quantum.rooms[:served]
         self._policy.ran(quantum.stage, rooms, took, ends)
-        self._quanta[quantum.why.value] += 1
+        self._quanta[quantum.why] += 1
         self._stage_s[quantum.stage] += took
         for room in rooms:
             self._used_s[room] += took / served
         for key in quantum.requests[:served]:
             if key in self._asked:
                 self._advance(self._asked[key])
+
+    def _fits(self, quantum: Quantum) -> int:
+        """How many of a quantum the engine serves: a voice makes no more than fits into its step."""
+        served = len(quantum.requests)
+        if quantum.kind is Kind.TTS:
+            while served > 1 and self._costs.predict(quantum.stage, served) > self._habits.voice_step_s:
+                served -= 1
+        return served
 
     # --- requests -----------------------------------------------------------------------------------
 
@@ -265,74 +278,66 @@ class Simulation:
             case Stage.FIRST_SPEECH | Stage.SPEECH:
                 habits = self._habits
                 block_s = habits.first_block_s if ask.stage is Stage.FIRST_SPEECH else habits.block_s
-                block_s = min(ask.speech_s, block_s)
                 ask.stage = Stage.SPEECH
-                ask.speech_s -= block_s
                 if ask.room < len(self._rooms):
-                    self._hear(self._rooms[ask.room], block_s)
-                if ask.speech_s > 1e-9:
+                    self._hear(self._rooms[ask.room], min(ask.speech_s, block_s))
+                ask.speech_s -= block_s
+                if ask.speech_s > 0:
                     return
         del self._asked[ask.key]
         ask.on_end()
 
-    # --- a room ---------------------------------------------------------------------------------------
+    # --- a room -------------------------------------------------------------------------------------
 
     def _last_sound(self, room: _Room) -> None:
         """The caller's utterance ends now."""
         habits = self._habits
-        room.last_sound, room.answered = self.now, False
-        tokens = round(self._uniform(*habits.tokens))
-        missing = 2
+        room.last_sound, room.answered, room.waits_for = self.now, False, 2
+        guess = partial(self._transcribe, room, on_end=partial(self._turn_goes_on, room))
+        self._at_in(habits.pause_s + habits.job_s, guess)
+        self._at_in(habits.endpointing_s, partial(self._turn_goes_on, room))
 
-        def one_more() -> None:
-            nonlocal missing
-            missing -= 1
-            if not missing:
-                self._at(self.now + habits.job_s, lambda: self._answer(room, tokens))
+    def _transcribe(self, room: _Room, on_end: Callable[[], None] = lambda: None) -> _Ask:
+        return self._ask(room.number, Stage.ENCODE, wanted=self.now + GUESS_S, on_end=on_end)
 
-        def guess() -> None:
-            self._ask(room.number, Stage.ENCODE, wanted=self.now + GUESS_S, on_end=one_more)
-
-        self._at(self.now + habits.pause_s + habits.job_s, guess)
-        self._at(self.now + habits.endpointing_s, one_more)
+    def _turn_goes_on(self, room: _Room) -> None:
+        """The transcript is there, or the endpointing delay is over: with both the turn is answered."""
+        room.waits_for -= 1
+        if not room.waits_for:
+            self._at_in(self._habits.job_s, partial(self._answer, room))
 
     def _false_pause(self, room: _Room) -> None:
         """The caller goes on: what was asked for is cancelled, unless it is done."""
-        ask = self._ask(room.number, Stage.ENCODE, wanted=self.now + GUESS_S)
-        self._at(self.now + self._habits.endpointing_s, lambda: self._asked.pop(ask.key, None))
+        ask = self._transcribe(room)
+        self._at_in(self._habits.endpointing_s, lambda: self._asked.pop(ask.key, None))
 
-    def _answer(self, room: _Room, tokens: int) -> None:
-        habits = self._habits
-        phrase, wanted = 0, habits.first_phrase
-        room.generating = True
+    def _answer(self, room: _Room) -> None:
+        room.generating, room.phrase, room.phrase_ends = True, 0, self._habits.first_phrase
+        tokens = round(self._uniform(*self._habits.tokens))
+        self._ask(room.number, Stage.PREFILL, tokens=tokens, on_token=partial(self._token, room))
 
-        def on_token(left: int) -> None:
-            nonlocal phrase, wanted
-            phrase += 1
-            if phrase == wanted or left == 0:
-                speech_s = phrase * habits.token_speech_s
-                phrase, wanted = 0, habits.phrase
-                room.speaking += 1
-                self._at(self.now + habits.job_s, lambda: self._speak(room, speech_s))
-            room.generating = left > 0
+    def _token(self, room: _Room, left: int) -> None:
+        room.generating = left > 0
+        room.phrase += 1
+        if room.phrase == room.phrase_ends or not left:
+            speech_s = room.phrase * self._habits.token_speech_s
+            room.phrase, room.phrase_ends = 0, self._habits.phrase
+            room.phrases_s.append(speech_s)
+            if len(room.phrases_s) == 1:
+                self._at_in(self._habits.job_s, partial(self._speak, room))
 
-        self._ask(room.number, Stage.PREFILL, tokens=tokens, on_token=on_token)
+    def _speak(self, room: _Room) -> None:
+        """A room's phrases are made one after the other."""
+        self._ask(
+            room.number, Stage.FIRST_SPEECH, speech_s=room.phrases_s[0], on_end=partial(self._phrase_is_made, room)
+        )
 
-    def _speak(self, room: _Room, speech_s: float) -> None:
-        def on_end() -> None:
-            room.speaking -= 1
-            if room.waits:
-                # It could not begin before: only a room's oldest phrase is made.
-                ask = room.waits.pop(0)
-                ask.since = self.now
-                self._asked[ask.key] = ask
-            elif not room.generating and not room.speaking:
-                self._listens(room)
-
-        ask = self._ask(room.number, Stage.FIRST_SPEECH, speech_s=speech_s, on_end=on_end)
-        if any(other is not ask and other.room == room.number and KIND_OF[other.stage] is Kind.TTS for other in self._asked.values()):
-            del self._asked[ask.key]
-            room.waits.append(ask)
+    def _phrase_is_made(self, room: _Room) -> None:
+        del room.phrases_s[0]
+        if room.phrases_s:
+            self._speak(room)
+        elif not room.generating:
+            self._listen(room)
 
     def _hear(self, room: _Room, seconds: float) -> None:
         if not room.answered:
@@ -342,10 +347,10 @@ class Simulation:
             self._dry_s += max(0.0, self.now - room.heard_until)
         room.heard_until = max(self.now, room.heard_until) + seconds
 
-    def _listens(self, room: _Room) -> None:
-        """All of the answer is made; the listener hears it to its end and says something else."""
+    def _listen(self, room: _Room) -> None:
+        """All of the answer is made; the listener hears it to its end, thinks, and says something else."""
         habits = self._habits
         ends = room.heard_until + self._uniform(*habits.thinks_s)
         if self._uniform(0.0, 1.0) < habits.false_pauses:
-            self._at(max(room.heard_until, ends - 1.0), lambda: self._false_pause(room))
-        self._at(ends, lambda: self._last_sound(room))
+            self._at(max(room.heard_until, ends - habits.false_pause_s), partial(self._false_pause, room))
+        self._at(ends, partial(self._last_sound, room))

@@ -8,7 +8,6 @@ in the viewer         what it is
 ====================  =================================================================================
 slice in a lane       one quantum (or voice activity tick); its arguments say what decided, what it was
                       expected to cost, for whom it was, and what waited
-slice "hold"          the lane stayed idle on purpose, and why
 asynchronous slice    one request from asked for to its end, with its first quantum and its first result
                       as instants
 ====================  =================================================================================

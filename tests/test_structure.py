@@ -37,6 +37,7 @@ PURE = (
     "inference/costs.py",
     "inference/planner.py",
     "inference/reports.py",
+    "inference/simulator.py",
     "inference/wire/errors.py",
     "inference/wire/tlv.py",
     "inference/wire/messages.py",
@@ -45,7 +46,7 @@ PURE = (
 )
 """Policy: data and ``now`` in, decisions out. Whatever they import must be as pure as they are."""
 
-PLANNED = ("inference/simulator.py",)
+PLANNED: tuple[str, ...] = ()
 """Named in the architecture and not written yet: pure from their first day."""
 
 PURE_LIBRARY = frozenset({

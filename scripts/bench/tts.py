@@ -31,12 +31,13 @@ from report import Bar, console, finish, hardware, percentile, table, versions, 
 from speech import DEFAULT_FOLDER, read_recordings
 from stock import StockTextToSpeech
 
+from inference.costs import CostTable, Stage
 from inference.engines.base import Audio, EngineError, EngineOptions, SpeechOut
 from inference.engines.piper_load import load_voice
 from inference.engines.piper_voice import Order, Scales
 from inference.engines.piper_windows import EXACT
 from inference.engines.tts import PiperTextToSpeech
-from inference.planner import Kind, Task, choose
+from inference.planner import Planner, Task
 from models.catalog import resolve
 
 FIRST_AUDIO_SHARE = 0.15
@@ -221,27 +222,37 @@ def our_step(tts: PiperTextToSpeech) -> Step:
     """One step of our engine with what our planner chooses."""
     numbers = itertools.count(1)
     requests: dict[int, Room] = {}
+    since: dict[int, float] = {}
+    begun: set[int] = set()
+    planner = Planner(CostTable())
 
     def step(waiting: Sequence[Room], began: float) -> None:
+        now = time.perf_counter() - began
         for room in waiting:
             if room not in requests.values():
                 number = next(numbers)
                 tts.start(number, room.phrases[0])
-                requests[number] = room
-        now = time.perf_counter() - began
+                requests[number], since[number] = room, now
         tasks = [
-            Task(Kind.TTS, number, room.asked, buffered_s=max(0.0, room.plays_until - now))
+            Task(
+                Stage.SPEECH if number in begun else Stage.FIRST_SPEECH,
+                number,
+                number,
+                since[number],
+                buffered_s=max(0.0, room.plays_until - now),
+            )
             for number, room in requests.items()
         ]
-        quantum = choose(now, tasks, max_utterances=1)
+        quantum = planner.decide(now, tasks)
         if quantum is None:
             time.sleep(0.002)
             return
         for out in tts.step(quantum.requests):
             if not isinstance(out, SpeechOut):
                 raise SystemExit(f"a phrase fails: {out.error}")
-            room = requests[out.request]
-            room.receive(len(out.audio) / tts.sample_rate, time.perf_counter() - began)
+            room, since[out.request] = requests[out.request], time.perf_counter() - began
+            begun.add(out.request)
+            room.receive(len(out.audio) / tts.sample_rate, since[out.request])
             if out.last:
                 del requests[out.request]
                 room.end_phrase()

@@ -10,7 +10,7 @@ from inference.engines import fake
 from inference.engines.base import Message, SpeechFailed, SpeechOut
 from inference.runner import Engines
 
-TRANSCRIPTION_S = 0.15
+ENCODE_S = DECODE_S = 0.075
 TOKEN_S = 0.008
 SPEECH_BLOCK_S = 0.03
 POISON = "poison"
@@ -47,7 +47,7 @@ class PoisonedVoice(fake.FakeTextToSpeech):
 def make_engines(kind: str) -> Engines:
     return Engines(
         fake.FakeVoiceActivity(),
-        fake.FakeSpeechToText(cost_s=TRANSCRIPTION_S),
+        fake.FakeSpeechToText(cost_s=DECODE_S, encode_cost_s=ENCODE_S),
         fake.FakeLanguageModel(answer, cost_s=TOKEN_S),
         PoisonedVoice(),
     )

@@ -53,6 +53,20 @@ def test_between_two_sizes_it_is_a_straight_line() -> None:
     assert costs.known(Stage.PREFILL) == [(2, 0.1), (6, 0.3)]
 
 
+def test_a_quantum_that_served_nobody_teaches_nothing() -> None:
+    costs = CostTable()
+    costs.learn(Stage.SPEECH, 0, 3.0)
+    assert costs.known(Stage.SPEECH) == []
+
+
+def test_a_copy_knows_as_much_and_learns_for_itself() -> None:
+    costs = CostTable()
+    costs.learn(Stage.DECODE, 2, 0.01)
+    copy = costs.copy()
+    copy.learn(Stage.DECODE, 2, 0.02)
+    assert costs.predict(Stage.DECODE, 2) == 0.01 < copy.predict(Stage.DECODE, 2)
+
+
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 10)), max_size=20), st.integers(1, 100))
 def test_every_size_has_a_cost_within_reason(measured: list[tuple[int, float]], size: int) -> None:
     costs = CostTable()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from inference.client import InferenceRoom, InferenceUnavailableError, RequestFailedError
+from inference.costs import Stage
 from inference.wire import messages as m
 from inference.wire.errors import WireError
 from tests.inference.loaded_main import POISON
@@ -253,18 +254,11 @@ async def test_the_trace_shows_what_was_decided_and_why(tmp_path: Path) -> None:
         with pytest.raises(RequestFailedError):
             await phrase.wait()
     events = json.loads(trace.read_text())
-    quanta = [event for event in events if event["ph"] == "X" and event["tid"] == 1 and event["name"] != "hold"]
-    assert (
-        {"transcribe", "prefill", "decode", "first speech", "speech"}
-        >= {q["name"] for q in quanta}
-        >= {
-            "transcribe",
-            "decode",
-            "first speech",
-        }
-    )
+    quanta = [event for event in events if event["ph"] == "X" and event["tid"] == 1]
+    assert {quantum["name"] for quantum in quanta} >= {"encode", "transcribe", "decode", "first speech"}
+    assert {quantum["name"] for quantum in quanta} <= {stage.value for stage in Stage}
     transcribed = next(quantum for quantum in quanta if quantum["name"] == "transcribe")
-    assert transcribed["dur"] > 100_000
+    assert transcribed["dur"] > 70_000
     assert transcribed["args"]["why"] == "earliest deadline"
     assert transcribed["args"]["rooms"] == ["room-0"]
     assert transcribed["args"]["expected_ms"] > 50, "the warm-up measured it"

@@ -90,8 +90,8 @@ def test_requests_and_late_ones_of_each_stage() -> None:
 def test_batches_by_size() -> None:
     tally = Tally()
     for size in (1, 1, 2, 3, 4, 5, 64, 65):
-        tally.quantum_begins(Kind.LLM, size, 0.0)
-        tally.quantum_ends(0.5)
+        tally.quantum_begins(Kind.LLM, 0.0)
+        tally.quantum_ends(size, 0.5)
     counted = stage(tally, Kind.LLM)
     assert dict(zip([*BATCH_BUCKETS, None], counted.batch_sizes, strict=True)) == {
         1: 2, 2: 1, 4: 2, 8: 1, 16: 0, 32: 0, 64: 1, None: 1,
@@ -120,11 +120,11 @@ def test_what_waits_is_reported_as_given() -> None:
 def test_a_batch_that_runs_is_device_time_already() -> None:
     """A lane that has been in one batch for seconds is busy, not idle."""
     tally, share = Tally(), BusyShare(0.0)
-    tally.quantum_begins(Kind.STT, 1, 0.5)
+    tally.quantum_begins(Kind.STT, 0.5)
     assert stage(tally, Kind.STT, now=1.0).busy_s == 0.5
     assert share.look(tally.busy_s(1.0), 1.0) == 0.5
     assert share.look(tally.busy_s(2.0), 2.0) == 1.0
-    tally.quantum_ends(2.25)
+    tally.quantum_ends(1, 2.25)
     assert share.look(tally.busy_s(3.0), 3.0) == 0.25
     assert share.look(tally.busy_s(4.0), 4.0) == 0.0
     assert stage(tally, Kind.STT, now=9.0).busy_s == 1.75
