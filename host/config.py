@@ -81,7 +81,7 @@ class InferenceConfig(_Section, frozen=True):
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
     memory_budget_mb: Megabytes = 0.0
     initialize_timeout: Seconds = 300.0
-    engines: Literal["real", "fake"] = "real"
+    engines: Literal["real", "stock", "fake"] = "real"
     trace_file: str = ""
 
 

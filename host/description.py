@@ -92,7 +92,7 @@ def _inference(now: Snapshot) -> dict[str, Any]:
             for name in ("planned_mb", "available_mb", "room_mb", "more_rooms")
         },
         "stages": [
-            {name: getattr(stage, name) for name in ("stage", "waiting", "requests", "late", "quanta")}
+            {name: getattr(stage, name) for name in ("stage", "waiting", "requests", "late", "quanta", "busy_s")}
             for stage in (report.stages if report is not None else ())
         ],
     }

@@ -1,0 +1,186 @@
+"""``host loadtest``: virtual callers against the real process tree, and how many rooms this machine holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from host.errors import ConfigError, ConversationError
+from host.flags import (
+    ApiKeyOption,
+    ApiSecretOption,
+    ConfigOption,
+    DeviceOption,
+    LogFormatOption,
+    LogLevelOption,
+    ModelsDirOption,
+    ProfileOption,
+    UrlOption,
+    errors,
+    load,
+    output,
+)
+from host.signals import run
+
+if TYPE_CHECKING:
+    from host.config import Config
+    from host.loadtest.load_test import LoadTest
+    from host.loadtest.report import Report
+
+CALLERS, REPORT = "Callers", "Report"
+"""Panels of ``--help``."""
+
+
+def loadtest(
+    rooms: Annotated[
+        str, typer.Option("--rooms", help="How many at once: a number, several (1,2,4), or auto for the most that fit.")
+    ] = "auto",
+    target_ms: Annotated[
+        float, typer.Option("--target-ms", min=1, help="p95 of the response, without the endpointing delay.")
+    ] = 1500.0,
+    duration: Annotated[float, typer.Option("--duration", min=1, help="Seconds that are measured, for each N.")] = 60.0,
+    most: Annotated[int, typer.Option("--most", min=1, max=255, help="auto does not try more rooms.")] = 16,
+    places: Annotated[
+        int | None, typer.Option("--places", min=1, max=255, help="Rooms the host has; default: as many as are tried.")
+    ] = None,
+    transport: Annotated[
+        str, typer.Option("--transport", help="local, or livekit: real WebRTC callers at --url.")
+    ] = "local",
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Afterwards the same with the stock engines, one request at a time.")
+    ] = False,
+    cycle_s: Annotated[
+        float, typer.Option("--cycle-s", min=1, help="From one utterance to the next.", rich_help_panel=CALLERS)
+    ] = 10.0,
+    call_s: Annotated[
+        float,
+        typer.Option("--call-s", min=0, help="Mean length of a call; 0: callers stay.", rich_help_panel=CALLERS),
+    ] = 0.0,
+    interruptions: Annotated[
+        float, typer.Option("--interruptions", min=0, max=1, help="Share of the answers.", rich_help_panel=CALLERS)
+    ] = 0.1,
+    reply_tokens: Annotated[
+        int, typer.Option("--reply-tokens", min=1, help="Longest answer, in tokens.", rich_help_panel=CALLERS)
+    ] = 40,
+    speech: Annotated[
+        Path | None,
+        typer.Option("--speech", help="Folder of recordings with a transcripts.tsv.", rich_help_panel=CALLERS),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same callers again.", rich_help_panel=CALLERS)] = 1,
+    check: Annotated[
+        int,
+        typer.Option(
+            "--check",
+            min=0,
+            help="Answers that are transcribed as they were heard, for each N.",
+            rich_help_panel=REPORT,
+        ),
+    ] = 24,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for report.json and report.html.", rich_help_panel=REPORT)
+    ] = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+    api_secret: ApiSecretOption = None,
+    profile: ProfileOption = None,
+    models_dir: ModelsDirOption = None,
+    device: DeviceOption = None,
+    config: ConfigOption = None,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
+) -> None:
+    """Have virtual callers talk to the host in real time, and tell how long answers take, and for how many rooms."""
+    settings = load(
+        config,
+        profile=profile,
+        models_dir=models_dir,
+        device=device,
+        log_level=log_level,
+        log_format=log_format,
+        worker={"ws_url": url, "api_key": api_key, "api_secret": api_secret, "port": 0},
+        quiet=True,
+    )
+    from host.loadtest.callers import Habits
+    from host.loadtest.load_test import LoadTest
+    from host.loadtest.speech import default_folder
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: this is no folder")
+    test = LoadTest(
+        rooms=_rooms(rooms),
+        most=most,
+        target_ms=target_ms,
+        duration_s=duration,
+        habits=Habits(cycle_s=cycle_s, call_s=call_s, interrupts=interruptions),
+        transport=_transport(transport, settings),
+        speech=(speech or default_folder()).resolve(),
+        seed=seed,
+        check=check,
+        reply_tokens=reply_tokens,
+        places=places,
+        baseline=baseline,
+    )
+    run(_hold(test, settings, out))
+
+
+async def _hold(test: LoadTest, settings: Config, out: Path | None) -> None:
+    from host.loadtest import load_test, report
+    from host.loadtest.screen import Screen, process_table, stage_table, table
+
+    with Screen(errors) as screen:
+        curves = await load_test.run(
+            test, settings, on_progress=screen.progress, show=screen.show, on_point=screen.point
+        )
+    if out is not None:
+        _write(report.make(test, settings, curves), out)
+    for curve in curves:
+        output.print(table(curve, test.target_ms))
+        output.print(stage_table(curve.points))
+        if curve.points:
+            output.print(process_table(max(curve.points, key=lambda point: point.rooms)))
+    cross_talk = [talk for curve in curves for point in curve.points for talk in point.cross_talk]
+    if cross_talk:
+        first = cross_talk[0]
+        raise ConversationError(
+            f"cross-talk: in {first.room} was heard what belongs to {first.other} ({first.how}): {first.text!r}"
+        )
+
+
+def _write(found: Report, out: Path) -> None:
+    from host.loadtest.page import charts_possible, page
+    from host.loadtest.report import to_json
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_bytes(to_json(found))
+        if charts_possible():
+            (out / "report.html").write_text(page(found), encoding="utf-8")
+        else:
+            errors.print("for report.html with its charts install matplotlib: pip install 'roomful\\[loadtest]'")
+    except OSError as exc:
+        raise ConfigError(f"--out {out}: {exc.strerror}") from exc
+
+
+def _rooms(text: str) -> tuple[int, ...] | None:
+    if text == "auto":
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(1 <= number <= 255 for number in numbers):
+        raise ConfigError(f"--rooms {text}: allowed is auto, a number from 1 to 255, or several with commas")
+    return numbers
+
+
+def _transport(text: str, settings: Config) -> Literal["local", "livekit"]:
+    if text == "local":
+        return "local"
+    if text != "livekit":
+        raise ConfigError(f"--transport {text}: allowed is local or livekit")
+    worker = settings.worker
+    if not (worker.ws_url and worker.api_key and worker.api_secret):
+        raise ConfigError("--transport livekit needs --url, --api-key and --api-secret (or LIVEKIT_URL and so on)")
+    return "livekit"
