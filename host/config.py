@@ -69,7 +69,8 @@ class ModelsConfig(_Section, frozen=True):
 class InferenceConfig(_Section, frozen=True):
     """``[inference]``. ``threads`` and ``llm_threads`` 0: chosen from the cores that are there.
 
-    ``memory_budget_mb``: what the inference process may take on a CPU, in MB, 0 for no budget; its
+    ``resident_rooms``: rooms for whose conversations the device has memory, 0 for all; the others' are kept
+    in host memory. ``memory_budget_mb``: what the inference process may take on a CPU, in MB, 0 for no budget; its
     use of it is a part of the load. ``trace_file``: where the inference process writes what it does and why,
     for a trace viewer; "" is nowhere.
     """
@@ -79,6 +80,7 @@ class InferenceConfig(_Section, frozen=True):
     llm_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     max_rooms: Annotated[int, Meta(ge=1, le=255)] = CPU_ROOMS
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
+    resident_rooms: Annotated[int, Meta(ge=0, le=255)] = 0
     memory_budget_mb: Megabytes = 0.0
     initialize_timeout: Seconds = 300.0
     engines: Literal["real", "stock", "fake"] = "real"

@@ -114,6 +114,11 @@ def _inference(config: Config, profile: ResolvedProfile, folder: Path, log_level
         raise ConfigError(
             f"{socket_path}: a socket's path has at most {_LONGEST_SOCKET_PATH} bytes; set TMPDIR to a shorter folder"
         )
+    if config.inference.resident_rooms > config.inference.max_rooms:
+        raise ConfigError(
+            f"inference.resident_rooms = {config.inference.resident_rooms}: more than inference.max_rooms = "
+            f"{config.inference.max_rooms}"
+        )
     return InitializeInference(
         socket_path=socket_path,
         token=secrets.token_urlsafe(32),
@@ -122,6 +127,7 @@ def _inference(config: Config, profile: ResolvedProfile, folder: Path, log_level
         llm_threads=config.inference.llm_threads or max(1, cores - 1),
         max_rooms=config.inference.max_rooms,
         context_tokens=config.inference.context_tokens,
+        resident_rooms=config.inference.resident_rooms,
         stt_name=profile.stt.model.name,
         stt_path=str(profile.stt.path),
         llm_name=profile.llm.model.name,

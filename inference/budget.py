@@ -121,6 +121,12 @@ class Sizes:
     max_rooms: int
     context_tokens: int
     threads: int
+    resident_rooms: int = 0
+
+    @property
+    def conversations(self) -> int:
+        """Rooms whose keys and values lie in this memory: on a CPU those that are put aside do, too."""
+        return min(self.resident_rooms or self.max_rooms, self.max_rooms) if self.device == "cuda" else self.max_rooms
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +251,7 @@ def _most(limit: int, holds: Callable[[int], bool]) -> int:
 
 
 def _language_model(facts: LanguageModelFacts, sizes: Sizes) -> tuple[Part, ...]:
-    cells = _up(sizes.max_rooms * sizes.context_tokens, CONTEXT_STEP)
+    cells = _up(sizes.conversations * sizes.context_tokens, CONTEXT_STEP)
     sequences = sizes.max_rooms + 1
     tokens = _up(_PREFILL_CHUNK + sizes.max_rooms, sequences)
     # A CPU has pages only for the rows that are written: those of the tokens whose logits are wanted.
@@ -254,7 +260,7 @@ def _language_model(facts: LanguageModelFacts, sizes: Sizes) -> tuple[Part, ...]
     compute = max(logits, 2 * cells * tokens + layer)
     tables = 0 if sizes.device == "cuda" else _PER_TOKEN_OF_VOCABULARY * facts.vocabulary
     output = facts.vocabulary * 4
-    room = _up(sizes.context_tokens, CONTEXT_STEP) * facts.cell
+    room = 0 if sizes.conversations < sizes.max_rooms else _up(sizes.context_tokens, CONTEXT_STEP) * facts.cell
     return (
         Part("language model", facts.weights + tables + compute + output * sequences, room=output),
         Part("its conversations", cells * facts.cell, room=room),

@@ -167,7 +167,9 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         device = choose_device(settings.device)
     except NoDeviceError as exc:
         return await _fail(supervisor, str(exc), EXIT_NO_DEVICE)
-    options = EngineOptions(device, settings.threads, settings.max_rooms, settings.context_tokens)
+    options = EngineOptions(
+        device, settings.threads, settings.max_rooms, settings.context_tokens, settings.resident_rooms
+    )
     memory = s.MemoryReport()
     if settings.engines == "real":
         try:

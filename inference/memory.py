@@ -27,7 +27,7 @@ def check_memory(settings: s.InitializeInference, device: Device) -> Fit:
         facts = read_facts(Path(settings.stt_path), Path(settings.llm_path), Path(settings.tts_path))
     except ModelFileError as exc:
         raise EngineError(str(exc)) from exc
-    sizes = Sizes(device, settings.max_rooms, settings.context_tokens, settings.threads)
+    sizes = Sizes(device, settings.max_rooms, settings.context_tokens, settings.threads, settings.resident_rooms)
     found = fit(facts, sizes, available_memory(device, settings.memory_budget_mb))
     if not found.fits:
         raise NotEnoughMemoryError(str(found))

@@ -43,6 +43,8 @@ PURE = (
     "host/loadtest/search.py",
     "host/loadtest/timeline.py",
     "host/loadtest/words.py",
+    "host/job/spoken.py",
+    "host/job/abbreviations.py",
     "inference/activity.py",
     "inference/budget.py",
     "inference/costs.py",

@@ -237,7 +237,7 @@ class Player:
                 if spoken.phrase.end is not None:
                     samples = spoken.phrase.end - spoken.phrase.start
                     heard = min(heard, samples)
-            result.append(PhraseHeard(spoken.text.shown, samples, heard))
+            result.append(PhraseHeard(spoken.text, samples, heard))
         return result
 
     async def _play_block(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from host.job.speech import SpeakablePhrase, speech_length
 from inference.wire.messages import ChatMessage
 
 BYTES_PER_TOKEN = 3.5
@@ -21,45 +22,40 @@ _KEEP_WHEN_FULL = 0.7
 
 @dataclass(frozen=True, slots=True)
 class PhraseHeard:
-    """A phrase as it was shown, its length and how much of it was heard, in samples on one clock.
+    """A phrase, its length and how much of it was heard, in samples on one clock.
 
     ``samples`` None: it was still being synthesised, so its length is estimated from the others.
     """
 
-    text: str
+    text: SpeakablePhrase
     samples: int | None
     heard: int
 
 
 def truncate_to_heard(phrases: Sequence[PhraseHeard], sample_rate: int) -> str:
-    """The text that was heard: whole phrases, and the one cut off up to the last whole word, in proportion."""
+    """What was written for what was heard: whole phrases, and of the one cut off the words said to their end.
+
+    Where a word ends in a phrase is judged by its share of what is said.
+    """
     heard = []
-    per_char = _samples_per_char(phrases, sample_rate)
+    per_letter = _samples_per_letter(phrases, sample_rate)
     for phrase in phrases:
-        samples = phrase.samples if phrase.samples is not None else round(per_char * len(phrase.text))
-        if phrase.samples is not None and phrase.heard >= samples:
-            heard.append(phrase.text)
+        if phrase.samples is not None and phrase.heard >= phrase.samples:
+            heard.append(phrase.text.shown)
             continue
-        heard.append(_cut_at_word(phrase.text, phrase.heard / max(samples, 1)))
+        samples = phrase.samples if phrase.samples is not None else per_letter * speech_length(phrase.text.spoken)
+        heard.append(phrase.text.heard(phrase.heard / max(samples, 1)))
         break
     return "".join(heard).rstrip()
 
 
-def _samples_per_char(phrases: Iterable[PhraseHeard], sample_rate: int) -> float:
-    known = [(phrase.samples, len(phrase.text)) for phrase in phrases if phrase.samples and phrase.text]
+def _samples_per_letter(phrases: Iterable[PhraseHeard], sample_rate: int) -> float:
+    known = [(phrase.samples, speech_length(phrase.text.spoken)) for phrase in phrases if phrase.samples]
+    known = [(samples, letters) for samples, letters in known if letters]
     if not known:
-        # English is spoken at about 15 characters a second.
+        # English is spoken at about 15 letters a second.
         return sample_rate / 15
-    return sum(samples for samples, _ in known) / sum(chars for _, chars in known)
-
-
-def _cut_at_word(text: str, share: float) -> str:
-    end = min(len(text), int(len(text) * share))
-    if end == len(text):
-        return text
-    while end > 0 and not text[end].isspace():
-        end -= 1
-    return text[:end]
+    return sum(samples for samples, _ in known) / sum(letters for _, letters in known)
 
 
 class ChatHistory:
@@ -107,14 +103,24 @@ class ChatHistory:
         if self.tokens() > self._budget:
             while self.tokens() > self._budget * _KEEP_WHEN_FULL and self.drop_oldest_turn():
                 pass
+        return self._merged(self._items[self._first :])
+
+    def _merged(self, items: Iterable[ChatMessage]) -> tuple[ChatMessage, ...]:
         merged = [self._system] if self._system.content else []
-        for item in self._items[self._first :]:
+        for item in items:
             if merged and merged[-1].role == item.role:
                 # A turn whose answer failed is followed by the caller's next one.
                 merged[-1] = ChatMessage(item.role, f"{merged[-1].content} {item.content}")
             else:
                 merged.append(item)
         return tuple(merged)
+
+    def followed_by(self, *coming: ChatMessage) -> tuple[ChatMessage, ...]:
+        """``messages`` with ``coming`` after them; empty where there is nothing, or turns would have to be left out."""
+        items = (*self._items[self._first :], *coming)
+        if sum(_tokens(item.content) for item in (self._system, *items)) > self._budget:
+            return ()
+        return self._merged(items)
 
     def drop_oldest_turn(self) -> bool:
         """Leave out the oldest turn (a question and its answer). False if only the newest is left."""

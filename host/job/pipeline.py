@@ -18,20 +18,22 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from host.job import turn as t
 from host.job.agent import VoiceAgent
+from host.job.asking import LanguageModel
 from host.job.audio import CALLER_RATE, Capture, Player, Utterance
 from host.job.chat import ChatHistory, truncate_to_heard
 from host.job.reply import AnsweredTurn, Reply, join, whole
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
 from host.job.speech import PhraseCutter, SpeakablePhrase
+from host.job.transcripts import MAX_ATTEMPTS, Transcriptions, UserTranscript
 from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, RequestFailedError
-from inference.wire.messages import Transcript
+from inference.wire.messages import ChatMessage
 from inference.wire.supervision import TurnReport
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,6 @@ logger = logging.getLogger(__name__)
 _MIN_SILENCE_MS = 256
 _WATCH_S = 0.01
 """How often a reply's progress is looked at until it is heard; five times as rarely afterwards."""
-_NO_SPEECH_PROB, _NO_SPEECH_LOGPROB = 0.6, -1.0
-"""Whisper's own rule for a transcript of no speech."""
 _DETECTION_LAG = 128 * t.SAMPLES_PER_MS
 """How far the clock of the turns may be ahead of detection: what nobody has listened to is no silence."""
 _WINDOW_MS = 32
@@ -48,8 +48,6 @@ _WINDOW_MS = 32
 _RETENTION_MARGIN_S = 5.0
 """After a long absence, how much of the caller's oldest audio is given up, so that the rest is not overwritten
 while it is transcribed."""
-_MAX_ATTEMPTS = 3
-"""What is asked for so often, and the inference process went away each time, may be why it did."""
 
 _AGENT_STATES: dict[t.State, AgentState] = {
     t.State.LISTENING: "listening",
@@ -90,8 +88,8 @@ class VoiceSession:
         attach_again: Callable[[], Awaitable[None]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._reply_tokens = min(settings.max_reply_tokens, context_tokens // 2)
-        self.history = ChatHistory(agent.instructions, context_tokens=context_tokens, reply_tokens=self._reply_tokens)
+        reply_tokens = min(settings.max_reply_tokens, context_tokens // 2)
+        self.history = ChatHistory(agent.instructions, context_tokens=context_tokens, reply_tokens=reply_tokens)
         self.close_reason = ""
         self._room = room
         self._inference = inference
@@ -106,7 +104,10 @@ class VoiceSession:
         self._player = Player(room, inference, now)
         self._recorder = room if isinstance(room, AnswerRecorder) else None
         self._tasks: asyncio.TaskGroup | None = None
-        self._transcriptions: dict[int, asyncio.Task[None]] = {}
+        self._model = LanguageModel(inference, self.history, settings, reply_tokens, now)
+        self._transcriptions = Transcriptions(inference, settings, self._feed, self._show_partial)
+        self._transcript_callbacks: list[Callable[[UserTranscript], None]] = []
+        self._partial_segment = ""
         self._reply: Reply | None = None
         self._interrupted: Reply | None = None
         self._to_say: deque[Reply] = deque()
@@ -135,6 +136,10 @@ class VoiceSession:
         await reply.over.wait()
         return reply.said
 
+    def add_transcript_callback(self, callback: Callable[[UserTranscript], None]) -> None:
+        """Have ``callback`` called with each transcript of the caller, as it comes; it must not block."""
+        self._transcript_callbacks.append(callback)
+
     async def wait_closed(self) -> str:
         """Return the reason when the conversation is over. Raises the ``InferenceError`` that ended it."""
         await self._ended.wait()
@@ -161,6 +166,7 @@ class VoiceSession:
                 tasks.create_task(self._watch_voice(), name="voice-activity")
                 if self._agent.greeting:
                     self._to_say.appendleft(Reply.of(self._segment(), self._agent.greeting))
+                self._prepare_opening()
                 self._feed(t.Tick(self._inference.position))
                 await self._ending.wait()
                 raise _EndedError
@@ -196,6 +202,11 @@ class VoiceSession:
             self._notes.get_nowait().close()
         self._ended.set()
 
+    def _prepare_opening(self) -> None:
+        """What every conversation begins with is read while the caller is greeted."""
+        greeting = self._agent.greeting
+        self._model.prepare(self._group, *([ChatMessage("assistant", greeting)] if greeting else []))
+
     # --- inputs ---------------------------------------------------------------------------------------
 
     async def _watch_voice(self) -> None:
@@ -216,6 +227,7 @@ class VoiceSession:
                 await self._attach_again()
                 logger.info("the inference process is back after %.1f s", self._now() - began)
                 start = self._restart_detection()
+                self._model.prepare(self._group)
 
     def _listen(self, start: int) -> None:
         settings = self._settings
@@ -258,6 +270,7 @@ class VoiceSession:
         if self._turns.state is t.State.LISTENING and self._to_say:
             self._turns.feed(t.SayStarted())
             self._start(self._to_say.popleft())
+        self._transcriptions.follow(self._turns.unfinished(), self._group)
         self._show_state()
 
     # --- actions --------------------------------------------------------------------------------------
@@ -265,11 +278,13 @@ class VoiceSession:
     def _perform(self, action: t.Action) -> None:
         match action:
             case t.Transcribe():
-                task = self._group.create_task(self._transcribe(action), name=f"transcribe-{action.ticket}")
-                self._transcriptions[action.ticket] = task
+                self._transcriptions.ask(action, self._group)
             case t.DropTranscript(ticket=ticket):
-                if (dropped := self._transcriptions.pop(ticket, None)) is not None:
-                    dropped.cancel()
+                self._transcriptions.drop(ticket)
+            case t.PrepareAnswer(text=text):
+                self._model.prepare(self._group, ChatMessage("user", text))
+            case t.DropPreparation():
+                self._model.drop_preparation()
             case t.CommitTurn():
                 self._answer(action)
             case t.CancelAnswer():
@@ -280,32 +295,8 @@ class VoiceSession:
                 self._resume()
             case t.DropTurn():
                 logger.info("no words in what was heard")
+                self._withdraw_partial()
                 self._report_interrupted()
-
-    async def _transcribe(self, ask: t.Transcribe) -> None:
-        try:
-            result = await self._transcript(ask)
-        except InferenceError as exc:
-            logger.log(logging.WARNING if ask.speculative else logging.ERROR, "transcription failed: %s", exc)
-            self._feed(t.TranscriptFailed(ask.ticket))
-        else:
-            self._feed(t.TranscriptArrived(ask.ticket, _words(result)))
-        finally:
-            self._transcriptions.pop(ask.ticket, None)
-
-    async def _transcript(self, ask: t.Transcribe) -> Transcript:
-        """Asked for again when the inference process went away meanwhile: the audio is still there."""
-        attempt = 1
-        while True:
-            await self._inference.wait_attached()
-            try:
-                return await self._inference.transcribe(
-                    ask.start, ask.end, language=self._settings.language, speculative=ask.speculative
-                )
-            except InferenceUnavailableError:
-                if attempt == _MAX_ATTEMPTS:
-                    raise
-                attempt += 1
 
     def _answer(self, turn: t.CommitTurn) -> None:
         self._report_interrupted()
@@ -319,8 +310,8 @@ class VoiceSession:
             committed=self._now(),
         )
         self.history.add_user(turn.text)
-        self._note(self._room.publish_transcript("user", f"user-{self._turn_number}", turn.text, final=True))
-        self._start(Reply(self._segment(), self._generate(measured), measured))
+        self._show_transcript(UserTranscript(f"user-{self._turn_number}", turn.text, final=True))
+        self._start(Reply(self._segment(), self._model.answer(measured), measured))
 
     def _cancel_answer(self) -> None:
         reply = self._stop_reply()
@@ -353,6 +344,7 @@ class VoiceSession:
     def _resume(self) -> None:
         interrupted, self._interrupted = self._interrupted, None
         assert interrupted is not None
+        self._withdraw_partial()
         self._start(interrupted.rest())
 
     # --- replies --------------------------------------------------------------------------------------
@@ -400,13 +392,13 @@ class VoiceSession:
             return
         self._player.interrupt(reply.utterance)
         reply.attempts += 1
-        if reply.attempts == _MAX_ATTEMPTS:
+        if reply.attempts == MAX_ATTEMPTS:
             logger.error("the answer failed: the inference process went away %d times", reply.attempts)
             self._finish(reply, reply.utterance, failed=True)
             return
         self._keep_heard(reply, reply.utterance)
         if self._turns.state is t.State.THINKING and reply.turn is not None:
-            reply.begin_again(self._generate(reply.turn))
+            reply.begin_again(self._model.answer(reply.turn))
         else:
             left = reply.unsaid()
             reply.begin_again(whole(left), left)
@@ -414,11 +406,14 @@ class VoiceSession:
 
     async def _write(self, reply: Reply, utterance: Utterance) -> None:
         """Every phrase is asked for as soon as the model has written it."""
-        cutter = PhraseCutter(self._settings.first_phrase_chars, self._settings.phrase_chars)
+        settings = self._settings
+        cutter = PhraseCutter(
+            settings.first_phrase_chars, settings.phrase_chars, language=settings.language, before=reply.before
+        )
 
         def speak(phrases: list[SpeakablePhrase]) -> None:
             for phrase in phrases:
-                self._player.speak(utterance, phrase, speed=self._settings.speed, volume=self._settings.volume)
+                self._player.speak(utterance, phrase, speed=settings.speed, volume=settings.volume)
 
         async with aclosing(reply.source) as pieces:
             async for text in pieces:
@@ -428,30 +423,6 @@ class VoiceSession:
                 speak(cutter.push(text))
         reply.complete = True
         speak(cutter.finish())
-
-    async def _generate(self, turn: AnsweredTurn) -> AsyncGenerator[str, None]:
-        """The model's answer to the history, which is shortened until it fits."""
-        settings = self._settings
-        turn.asked, turn.first_text = self._now(), None
-        while True:
-            generation = self._inference.generate(
-                self.history.messages(),
-                max_tokens=self._reply_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                repeat_penalty=settings.repeat_penalty,
-                seed=settings.seed,
-            )
-            try:
-                async with aclosing(cast(AsyncGenerator[str, None], aiter(generation))) as pieces:
-                    async for text in pieces:
-                        yield text
-            except RequestFailedError as exc:
-                if exc.code != "too_long" or not self.history.drop_oldest_turn():
-                    raise
-                logger.info("the conversation outgrew the context; its oldest turn is left out")
-            else:
-                return
 
     async def _watch(self, reply: Reply) -> None:
         """Note when the reply begins to be heard, and show its text as it is spoken."""
@@ -465,7 +436,7 @@ class VoiceSession:
                 count = max((n for n, phrase in enumerate(phrases, 1) if phrase.heard), default=0)
                 if count > begun:
                     begun = count
-                    text = join(reply.said, "".join(phrase.text for phrase in phrases[:count]))
+                    text = join(reply.said, "".join(phrase.text.shown for phrase in phrases[:count]))
                     self._note(self._room.publish_transcript("agent", reply.segment, text, final=False))
             await asyncio.sleep(_WATCH_S if reply.first_heard is None else 5 * _WATCH_S)
 
@@ -504,6 +475,26 @@ class VoiceSession:
 
     # --- what the caller's client shows ---------------------------------------------------------------
 
+    def _show_partial(self, text: str) -> None:
+        # The turn has no number yet; this is the one that it will have.
+        self._partial_segment = f"user-{self._turn_number + 1}"
+        self._show_transcript(UserTranscript(self._partial_segment, text, final=False))
+
+    def _withdraw_partial(self) -> None:
+        """There were no words in what was taken for some."""
+        if self._partial_segment:
+            self._show_transcript(UserTranscript(self._partial_segment, "", final=True))
+
+    def _show_transcript(self, transcript: UserTranscript) -> None:
+        if transcript.final:
+            self._partial_segment = ""
+        self._note(self._room.publish_transcript("user", transcript.segment, transcript.text, final=transcript.final))
+        for callback in self._transcript_callbacks:
+            try:
+                callback(transcript)
+            except Exception:
+                logger.exception("a transcript callback failed")
+
     def _segment(self) -> str:
         self._segments += 1
         return f"agent-{self._segments}"
@@ -533,12 +524,6 @@ class _EndedError(Exception):
 def _note_silence(reply: Reply, silenced: asyncio.Task[float]) -> None:
     if not silenced.cancelled() and silenced.exception() is None:
         reply.silent_at = silenced.result()
-
-
-def _words(result: Transcript) -> str:
-    if result.no_speech_prob > _NO_SPEECH_PROB and result.avg_logprob < _NO_SPEECH_LOGPROB:
-        return ""
-    return result.text.strip()
 
 
 def _first(failure: BaseExceptionGroup[InferenceError]) -> InferenceError:

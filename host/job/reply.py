@@ -35,7 +35,8 @@ class Reply:
     ``known``: its text, where that was known from the start. ``text``: all that was written so far
     (``complete``: to its end). ``said``: what was heard of it, also before an interruption that it was
     resumed from; ``shown``: the same of this attempt alone, a beginning of ``text``. ``span``: where it
-    lies in the room's recording, in seconds. ``attempts``: how often it was begun and the inference
+    lies in the room's recording, in seconds. ``before``: what was said of its text before
+    this attempt. ``attempts``: how often it was begun and the inference
     process went away. ``over`` is set when nothing more of it is heard.
     """
 
@@ -47,6 +48,7 @@ class Reply:
     complete: bool = False
     said: str = ""
     shown: str = ""
+    before: str = ""
     utterance: Utterance | None = None
     task: asyncio.Task[None] | None = None
     first_read: float | None = None
@@ -82,11 +84,13 @@ class Reply:
             first_heard=self.first_heard,
             audio_s=self.audio_s,
             span=self.span,
+            before=self.before + self.shown,
         )
 
     def begin_again(self, source: AsyncGenerator[str, None], known: str = "") -> None:
         """Its attempt has failed; ``source`` writes the next one. What was heard stays said."""
         self.source, self.known = source, known
+        self.before = self.before + self.shown if known else ""
         self.text, self.complete, self.shown = "", False, ""
         self.utterance = self.task = None
 

@@ -14,10 +14,11 @@ class SessionSettings:
     Turn taking: ``activation`` (speech probability, 0 to 1), ``min_speech_ms`` (shorter speech is not
     speech), ``pause_ms`` (silence before a speculative transcription starts),
     ``min_endpointing_delay_ms`` (silence after the last voiced sample that ends the caller's turn),
-    ``allow_interruptions``. Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
+    ``allow_interruptions``, ``partial_transcripts`` (whether the caller is transcribed while speaking,
+    about once a second). Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
     ``repeat_penalty``, ``seed`` (-1 draws one), ``language`` (ISO 639-1, "" detects). Voice:
     ``speed``, ``volume``. Phrases: ``first_phrase_chars`` and ``phrase_chars`` are how long a phrase
-    may grow, in characters, before it is cut at the next word. Local room only:
+    may grow, in characters, before it is cut between words. Local room only:
     ``interrupt_after_s`` (seconds into an answer at which the caller's next turn begins, None waits
     for its end) and ``response_timeout_s`` (how long the caller waits for an answer).
     """
@@ -27,6 +28,7 @@ class SessionSettings:
     pause_ms: int = 96
     min_endpointing_delay_ms: int = 500
     allow_interruptions: bool = True
+    partial_transcripts: bool = False
     max_reply_tokens: int = 160
     temperature: float = 0.7
     top_p: float = 0.95

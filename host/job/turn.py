@@ -13,11 +13,11 @@ room's up clock) goes in: no wall clock, no I/O. Feed an input, perform the acti
     a greeting       LISTENING --> SPEAKING
     detection lost   USER_SPEAKING --> ENDPOINTING, until it has heard the caller again
 
-At a pause the utterance so far is transcribed on speculation. The turn ends ``endpointing`` samples
-after the last voiced one; a result that covers it is used at once. A caller who goes on before any
-of the answer was heard continues the turn: the answer is cancelled, and the utterance is transcribed
-from its first start. What is longer than one transcription may be is cut into parts, whose texts are
-joined.
+At a pause the utterance so far is transcribed, and an answer to it prepared, on speculation. The turn
+ends ``endpointing`` samples after the last voiced one; a result that covers it is used at once. A
+caller who goes on before any of the answer was heard continues the turn: the answer is cancelled, and
+the utterance is transcribed from its first start. What is longer than one transcription may be is cut
+into parts, whose texts are joined.
 
 ``TABLE`` says what may happen when; a row that is missing is the error (``TurnError``).
 """
@@ -144,6 +144,18 @@ class DropTranscript:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareAnswer:
+    """The caller said ``text`` before this pause, and may have finished: get ready to answer it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropPreparation:
+    """The caller goes on: what ``PrepareAnswer`` said is not all."""
+
+
+@dataclass(frozen=True, slots=True)
 class CommitTurn:
     """The caller said ``text``, from ``start`` to ``last_voiced``; decided at ``decided``: answer it."""
 
@@ -173,7 +185,26 @@ class ResumeAnswer:
     """The interruption had no words in it: say the rest of what was interrupted."""
 
 
-Action = Transcribe | DropTranscript | CommitTurn | DropTurn | CancelAnswer | Interrupt | ResumeAnswer
+Action = (
+    Transcribe
+    | DropTranscript
+    | PrepareAnswer
+    | DropPreparation
+    | CommitTurn
+    | DropTurn
+    | CancelAnswer
+    | Interrupt
+    | ResumeAnswer
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What the caller has said of a turn so far: ``said``, and then what lies from ``start`` to ``end``."""
+
+    said: str
+    start: int
+    end: int
 
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -201,7 +232,14 @@ class _Turn:
     decided: int = 0
     interrupted_answer: bool = False
     failed: bool = False
+    prepared: bool = False
     committed: str = ""
+
+    def text(self) -> str | None:
+        """What was said; None while a transcript of it is missing."""
+        texts = [part.text for part in self.parts if part.text is not None]
+        # Whatever is heard of a caller who goes on, this much has been said.
+        return (" ".join(filter(None, texts)) or self.committed) if len(texts) == len(self.parts) else None
 
 
 @dataclass(slots=True)
@@ -227,6 +265,14 @@ class TurnTaking:
         self.state = follows
         actions, self._actions = self._actions, []
         return actions
+
+    def unfinished(self) -> Unfinished | None:
+        """What could be transcribed of a caller who is speaking; None while nobody speaks to the agent."""
+        if self.state is not State.USER_SPEAKING:
+            return None
+        *before, part = self._open_turn.parts
+        said = " ".join(earlier.text for earlier in before if earlier.text)
+        return Unfinished(said, part.start, max(part.start, self.position))
 
     # --- nothing to decide --------------------------------------------------------------------------
 
@@ -256,6 +302,9 @@ class TurnTaking:
         at = event.start if isinstance(event, SpeechStarted) else event.at
         turn = self._open_turn
         turn.stretch = at
+        if turn.prepared:
+            turn.prepared = False
+            self._actions.append(DropPreparation())
         part = turn.parts[-1]
         if at - part.start > CLOSE_PART:
             if part.text is None and not part.ticket:
@@ -308,7 +357,12 @@ class TurnTaking:
     def _transcript(self, event: TranscriptArrived) -> State:
         if (part := self._asked(event.ticket)) is not None:
             part.text = event.text
-        return self._commit() if self.state is State.TRANSCRIBING else self.state
+        if self.state is State.TRANSCRIBING:
+            return self._commit()
+        if part is not None and self.state is State.ENDPOINTING and (text := self._open_turn.text()):
+            self._open_turn.prepared = True
+            self._actions.append(PrepareAnswer(text))
+        return self.state
 
     def _transcript_failed(self, event: TranscriptFailed) -> State:
         part = self._asked(event.ticket)
@@ -323,13 +377,12 @@ class TurnTaking:
 
     def _commit(self) -> State:
         turn = self._open_turn
-        if any(part.text is None for part in turn.parts):
+        text = turn.text()
+        if text is None:
             return State.TRANSCRIBING
-        text = " ".join(part.text for part in turn.parts if part.text) or turn.committed
         if text:
             self._actions.append(CommitTurn(text, turn.start, turn.last_voiced, turn.decided))
-            # Whatever is heard of a caller who goes on, this much has been said.
-            turn.committed = text
+            turn.committed, turn.prepared = text, False
             return State.THINKING
         resume = turn.interrupted_answer and not turn.failed
         self._actions.append(ResumeAnswer() if resume else DropTurn())

@@ -48,12 +48,15 @@ class EngineOptions:
     ``threads``: size of the library's own thread team on a CPU (ignored on a GPU).
     ``max_rooms``: how many slots (rooms) the engine must be able to hold at once.
     ``context_tokens``: language-model context of one room, in tokens.
+    ``resident_rooms``: contexts for which the device has memory, 0: ``max_rooms``. When they are full, the KV
+    cache of the room that has been idle longest lies in host memory.
     """
 
     device: Device
     threads: int
     max_rooms: int
     context_tokens: int = 2048
+    resident_rooms: int = 0
 
 
 # --- voice activity ---------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """llama.cpp through its C interface: all rooms decode in one batch, and every room keeps its KV cache.
 
-One context holds one sequence per slot in a unified KV cache, plus one more that keeps the last
-system prompt, so a room that joins copies it (``llama_memory_seq_cp`` moves no data in a unified
-cache) instead of computing it; rooms that join together wait until the first of them has computed it.
-For each sequence the engine remembers which tokens lie in the cache; a new prompt is decoded only
-from the first token that differs. Two things would make it differ for nothing:
+One context holds one sequence per slot (``kv_cache.py``), plus one more that keeps the last system prompt, so
+a room that joins copies it instead of computing it; rooms that join together wait until the first of them has
+computed it. For each sequence it is known which tokens lie in the cache; a new prompt is decoded only from
+the first token that differs. Two things would make it differ for nothing:
 
 * the text of a reply, tokenised, need not give the tokens that the model chose when it wrote it: what
   was said is remembered as those tokens, and a prompt that holds the same text gets them;
@@ -13,20 +12,18 @@ from the first token that differs. Two things would make it differ for nothing:
   computed again. Its numbers still remember the turns that are gone, as in every such shift.
 
 A step is one ``llama_decode``: one token of every generation that has begun to answer, and at most
-``PREFILL_CHUNK`` prompt tokens of those that have not.
+``PREFILL_CHUNK`` prompt tokens of those that have not. The pool of KV cells may be smaller than all rooms'
+contexts (``resident_rooms``): who takes part in a step is in it, and who has no place waits for one.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
-
-import numpy as np
 
 from inference.engines.base import (
     EngineError,
@@ -39,8 +36,11 @@ from inference.engines.base import (
     TokensOut,
     check_sampling,
 )
+from inference.engines.kv_cache import KvCache
+from inference.engines.llama_batch import Batch, native_errors, redirect_log
 from inference.engines.prompt import CHATML, ChatTemplate, TextStream
-from inference.engines.reuse import SaidMessages, common_prefix, left_out
+from inference.engines.reuse import SaidMessages, common_prefix
+from inference.engines.sampler import Candidates, Sampler
 
 PREFILL_CHUNK: Final = 128
 """Prompt tokens in one step, over all generations: what bounds the time the others wait for their next token."""
@@ -48,26 +48,15 @@ PREFILL_CHUNK: Final = 128
 CONTEXT_MARGIN: Final = 8
 """Tokens kept free in a room's context beyond prompt and reply (the template's own closing tokens)."""
 
-_PENALTY_WINDOW: Final = 64
-"""How many of the last tokens the repeat penalty looks at (llama.cpp's own default)."""
+_PLAUSIBLE_CHARS: Final = 6
+"""Characters a token, in the mean over a prompt: one with more is counted piece by piece before it is tokenised."""
 
-_TOP_K: Final = 40
-"""Candidates that ``top_p`` looks at (llama.cpp's own default): sorting a whole vocabulary takes several
-times as long."""
-
-_RANDOM_SEED: Final = 0xFFFFFFFF
-"""``LLAMA_DEFAULT_SEED``: the sampler draws a seed itself."""
+_PIECE_CHARS: Final = 4_096
 
 _NO_KV_ROOM: Final = 1
 """``llama_decode`` found no free KV cells and changed nothing."""
 
 _log = logging.getLogger("inference.llm")
-
-_keep_log_callback: Any = None
-"""llama.cpp holds the callback for the life of the process, so it must never be collected."""
-
-_native_errors: deque[str] = deque(maxlen=4)
-"""llama.cpp's last error lines: its functions return only a code, the reason is in the log."""
 
 
 class LlamaLanguageModel:
@@ -77,18 +66,19 @@ class LlamaLanguageModel:
         self._lib: Any = None
         self._model: Any = None
         self._context: Any = None
-        self._memory: Any = None
         self._vocab: Any = None
-        self._batch: _Batch | None = None
+        self._cache: KvCache | None = None
+        self._batch: Batch | None = None
+        self._candidates: Candidates | None = None
         self._template: ChatTemplate | None = None
         self._context_tokens = 0
-        self._can_share = False
-        self._can_shift = False
-        self._cached: list[list[int]] = []  # per sequence, the tokens that lie in its KV cache
+        self._slots = 0
         self._said: list[SaidMessages] = []  # per slot
         self._system: tuple[str, list[int]] = ("", [])  # the last system text and the tokens it begins a prompt with
-        self._generations: dict[int, _Generation] = {}
+        self._generations: dict[int, _Generation] = {}  # the oldest first
+        self._ended = 0  # generations: who waits for KV cells tries again when one has
         self._pieces: dict[int, bytes] = {}
+        self._longest_piece = 1
         self._end_tokens: frozenset[int] = frozenset()
         self._control_tokens: frozenset[int] = frozenset()
         self._default_stop: tuple[str, ...] = ()
@@ -96,19 +86,10 @@ class LlamaLanguageModel:
     def __repr__(self) -> str:
         return f"LlamaLanguageModel(slots={self._slots}, running={len(self._generations)})"
 
-    @property
-    def _slots(self) -> int:
-        return max(0, len(self._cached) - 1)
-
-    @property
-    def _shared(self) -> int:
-        """The sequence that keeps the last system prompt: the one after the slots."""
-        return self._slots
-
     # --- life ---------------------------------------------------------------------------------
 
     def load(self, model: Path, options: EngineOptions) -> None:
-        """Load the GGUF file ``model``; all KV memory for ``options.max_rooms`` slots is taken here.
+        """Load the GGUF file ``model``; all memory for the KV caches of ``options.max_rooms`` slots is taken here.
 
         Raises ``EngineError`` when the package, the file, its chat template or the memory is unusable.
         """
@@ -120,8 +101,8 @@ class LlamaLanguageModel:
         if not model.is_file():
             raise EngineError(f"language model: no such file: {model}")
         self._lib = llama_cpp
-        _redirect_log(llama_cpp)
-        _native_errors.clear()
+        redirect_log(llama_cpp)
+        native_errors.clear()
         llama_cpp.llama_backend_init()
         on_gpu = options.device == "cuda"
         if on_gpu and not llama_cpp.llama_supports_gpu_offload():
@@ -129,6 +110,11 @@ class LlamaLanguageModel:
         largest = llama_cpp.llama_max_parallel_sequences() - 1
         if not 1 <= options.max_rooms <= largest:
             raise EngineError(f"language model: max_rooms is {options.max_rooms}, llama.cpp allows 1..{largest}")
+        if not 0 <= options.resident_rooms <= options.max_rooms:
+            raise EngineError(
+                f"language model: resident_rooms is {options.resident_rooms}, allowed: 0..{options.max_rooms}"
+            )
+        resident = options.resident_rooms or options.max_rooms
 
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 999 if on_gpu else 0
@@ -136,7 +122,7 @@ class LlamaLanguageModel:
         if not self._model:
             self._fail_load(f"cannot load {model}")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = options.max_rooms * options.context_tokens
+        params.n_ctx = resident * options.context_tokens
         params.n_seq_max = options.max_rooms + 1
         params.n_batch = params.n_ubatch = PREFILL_CHUNK + options.max_rooms
         params.n_threads = params.n_threads_batch = options.threads
@@ -146,41 +132,38 @@ class LlamaLanguageModel:
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
-            self._fail_load(f"no memory for {options.max_rooms} rooms of {options.context_tokens} tokens")
-        self._memory = llama_cpp.llama_get_memory(self._context)
+            self._fail_load(f"no memory for {resident} rooms of {options.context_tokens} tokens")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._context_tokens = options.context_tokens
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
         if options.context_tokens > trained:
             _log.warning("context_tokens is %d, the model was trained on %d", options.context_tokens, trained)
-        # A recurrent state cannot be cut at a token, so it cannot be shared up to one either.
-        self._can_share = not (
-            llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
-        )
-        self._can_shift = self._can_share and bool(llama_cpp.llama_memory_can_shift(self._memory))
-        self._cached = [[] for _ in range(options.max_rooms + 1)]
-        self._batch = _Batch(llama_cpp, PREFILL_CHUNK + options.max_rooms)
+        spare = options.max_rooms - resident
+        self._cache = KvCache(llama_cpp, self._model, self._context, options.max_rooms, options.context_tokens, spare)
+        self._slots = options.max_rooms
+        self._batch = Batch(llama_cpp, PREFILL_CHUNK + options.max_rooms)
+        self._candidates = Candidates(llama_cpp, llama_cpp.llama_vocab_n_tokens(self._vocab))
         self._read_vocabulary()
         self._said = [SaidMessages(self._piece, self._control_tokens) for _ in range(options.max_rooms)]
 
     def close(self) -> None:
         """Free model, context and samplers."""
         for generation in self._generations.values():
-            self._lib.llama_sampler_free(generation.sampler)
+            generation.sampler.close()
         self._generations.clear()
         if self._context:
             self._lib.llama_free(self._context)
         if self._model:
             self._lib.llama_model_free(self._model)
-        self._context = self._model = self._memory = self._vocab = None
-        self._batch = self._template = None
-        self._cached = []
+        self._context = self._model = self._vocab = None
+        self._cache = self._batch = self._candidates = self._template = None
+        self._slots = 0
         self._said = []
         self._system = ("", [])
         self._pieces = {}
 
     def _fail_load(self, what: str) -> NoReturn:
-        reason = "; ".join(_native_errors) or "llama.cpp gave no reason"
+        reason = "; ".join(native_errors) or "llama.cpp gave no reason"
         self.close()
         raise EngineError(f"language model: {what}: {reason}")
 
@@ -193,6 +176,8 @@ class LlamaLanguageModel:
         tokens = range(lib.llama_vocab_n_tokens(vocab))
         self._end_tokens = frozenset(t for t in tokens if lib.llama_vocab_is_eog(vocab, t))
         self._control_tokens = frozenset(t for t in tokens if lib.llama_vocab_is_control(vocab, t))
+        # What the vocabulary writes for a token is never shorter than the token's own bytes.
+        self._longest_piece = max(len(lib.llama_vocab_get_text(vocab, t)) for t in tokens)
         control = [text_of(t) for t in sorted(self._control_tokens)]
         source = lib.llama_model_chat_template(self._model, None)
         self._default_stop = ()
@@ -225,29 +210,23 @@ class LlamaLanguageModel:
         check_sampling(sampling)
         if not messages:
             raise EngineError("language model: no messages to answer")
-        prompt, system = self._prompt(slot, messages, sampling)
         room = self._context_tokens - sampling.max_tokens - CONTEXT_MARGIN
+        self._refuse_longer(messages, room)
+        prompt, system = self._prompt(slot, messages, sampling)
         if len(prompt) > room:
-            raise PromptTooLongError(
-                f"language model: the prompt has {len(prompt)} tokens, only {max(room, 0)} fit "
-                f"(context {self._context_tokens} less max_tokens {sampling.max_tokens} and {CONTEXT_MARGIN})"
-            )
-        # The last token is decoded again for what follows it, unless nothing is to follow.
-        reusable = len(prompt) - (sampling.max_tokens > 0)
-        done = self._reuse(slot, prompt, system, reusable)
-        generation = self._generations[request] = _Generation(
+            self._too_long(f"has {len(prompt)} tokens", room)
+        assert self._candidates is not None
+        self._generations[request] = _Generation(
             request=request,
             slot=slot,
             prompt=prompt,
             system=system,
-            reusable=reusable,
-            done=done,
-            cached=done,
+            # The last token is decoded again for what follows it, unless nothing is to follow.
+            reusable=len(prompt) - (sampling.max_tokens > 0),
             max_tokens=sampling.max_tokens,
-            sampler=self._sampler(sampling),
+            sampler=Sampler(self._lib, self._vocab, sampling, self._candidates),
             text=TextStream(sampling.stop + self._default_stop),
         )
-        self._take_system(generation)
 
     def step(self, urgent: frozenset[int] | None = None) -> list[TokensOut | GenerationFailed]:
         """One ``llama_decode``: up to ``PREFILL_CHUNK`` prompt tokens and one token of every answering generation.
@@ -256,69 +235,48 @@ class LlamaLanguageModel:
         request that got text, finished or failed; a token that gave no text yet gives no entry.
         """
         chosen = [g for g in self._generations.values() if urgent is None or g.request in urgent]
-        batch = self._batch
-        if not chosen or batch is None:
+        if not chosen or self._cache is None or self._batch is None:
             return []
         out: list[TokensOut | GenerationFailed] = []
-        # Slots in one order every time: a batch of the same shape reuses llama.cpp's compute graph.
-        answering = sorted((g for g in chosen if g.next_token is not None), key=lambda g: g.slot)
-        batch.clear()
-        rows: list[tuple[_Generation, int]] = []  # (generation, batch row of its logits)
-        taking: list[tuple[_Generation, list[int]]] = []
-        for generation in answering:
-            token = generation.next_token
-            assert token is not None
-            taking.append((generation, [token]))
-            rows.append((generation, batch.add([token], len(self._cached[generation.slot]), generation.slot, True)))
-        budget = PREFILL_CHUNK
-        computing: list[list[int]] = []  # system prompts that are in this batch
-        for generation in chosen:  # oldest first: the one that has waited longest
-            if generation.next_token is not None or budget == 0:
-                continue
-            if generation.done < generation.system:
-                self._take_system(generation)
-            if generation.is_prefilled():
-                out.append(self._end(generation, "length"))
-                continue
-            wanted = generation.prompt[: generation.system]
-            if self._can_share and generation.done < generation.system:
-                if wanted in computing:
-                    continue  # another room computes it in this very step
-                computing.append(wanted)
-            chunk = generation.prompt[generation.done : generation.done + budget]
-            budget -= len(chunk)
-            last = generation.max_tokens > 0 and generation.done + len(chunk) == len(generation.prompt)
-            taking.append((generation, chunk))
-            row = batch.add(chunk, generation.done, generation.slot, last)
-            if last:
-                rows.append((generation, row))
-        if not taking:
-            return out
-        code = self._decode(batch)
+        ready = self._resident(chosen, self._cache, out)
+        while True:
+            parts = self._fill(self._batch, ready, self._cache, out)
+            if not parts:
+                return out
+            code = int(self._lib.llama_decode(self._context, self._batch.native))
+            if code != _NO_KV_ROOM or not self._make_room(ready, self._cache):
+                break
         if code != 0:
-            return out + self._fail([generation for generation, _ in taking], code)
-        for generation, tokens in taking:
-            self._cached[generation.slot] += tokens
+            reason = "; ".join(native_errors) or "no reason given"
+            error = EngineError(f"language model: llama_decode returned {code}: {reason}")
+            for part in parts:
+                self._forget(part.generation.slot)  # what the cache holds after a failed decode is not known
+            return out + [self._failed(part.generation, error) for part in parts]
+        for part in parts:
+            generation = part.generation
+            self._cache.append(generation.slot, part.tokens)
             if generation.next_token is None:
-                generation.done += len(tokens)
+                generation.done += len(part.tokens)
                 if generation.done == len(generation.prompt):
-                    self._keep_system(generation)
+                    self._cache.keep(generation.slot, generation.prompt[: generation.system])
                 if generation.is_prefilled():
                     out.append(self._end(generation, "length"))
-        for generation, row in rows:
-            token = int(self._lib.llama_sampler_sample(generation.sampler, self._context, row))
-            result = self._advance(generation, token)
-            if result is not None:
-                out.append(result)
+        for part in parts:
+            if part.row >= 0:
+                result = self._advance(part.generation, part.row, self._cache)
+                if result is not None:
+                    out.append(result)
         return out
 
     def cancel(self, request: int) -> None:
         """Stop a generation; its KV stays, so a later prompt reuses what it shares. Unknown ids are ignored."""
         generation = self._generations.pop(request, None)
         if generation is not None:
-            self._lib.llama_sampler_free(generation.sampler)
+            self._ended += 1
+            generation.sampler.close()
             if generation.completion:
-                tokens = self._cached[generation.slot]
+                assert self._cache is not None
+                tokens = self._cache.tokens(generation.slot)
                 if generation.next_token is not None:
                     tokens = [*tokens, generation.next_token]
                 self._said[generation.slot].remember(tokens, len(generation.prompt))
@@ -336,23 +294,99 @@ class LlamaLanguageModel:
 
     # --- inside a step ------------------------------------------------------------------------
 
-    def _decode(self, batch: _Batch) -> int:
-        code = int(self._lib.llama_decode(self._context, batch.native))
-        if code == _NO_KV_ROOM and self._cached[self._shared]:
-            # The shared system prompt is only a convenience; its cells belong to the rooms.
-            self._forget(self._shared)
-            code = int(self._lib.llama_decode(self._context, batch.native))
-        return code
+    def _resident(
+        self, chosen: list[_Generation], cache: KvCache, out: list[TokensOut | GenerationFailed]
+    ) -> list[_Generation]:
+        """Those of ``chosen`` whose KV cache is in the pool, cut to their prompts."""
+        now = (self._ended, frozenset(g.request for g in chosen))
+        ready = []
+        for generation in chosen:
+            slot = generation.slot
+            if generation.waits == now:
+                continue
+            generation.waits = None
+            while cache.is_parked(slot) and not cache.restore(slot, generation.system):
+                if not cache.park_one(self._idle(), self._running_but(chosen)) and not cache.forget_system():
+                    generation.waits = now
+                    break
+            if generation.waits is not None:
+                continue
+            if not generation.begun:
+                generation.begun = True
+                generation.done = cache.reuse(slot, generation.prompt, generation.system, generation.reusable)
+                generation.cached = generation.done
+                self._take_system(generation, cache)
+            elif generation.done and not cache.tokens(slot):
+                out.append(self._failed(generation, EngineError("language model: the room's KV cache was lost")))
+                continue
+            ready.append(generation)
+        if not ready and not out:
+            # Alone in the pool, and still no room: it would wait for ever.
+            out.append(self._failed(chosen[0], EngineError("language model: no room in the KV cache")))
+        return ready
 
-    def _fail(self, generations: list[_Generation], code: int) -> list[TokensOut | GenerationFailed]:
-        reason = "; ".join(_native_errors) or "no reason given"
-        error = EngineError(f"language model: llama_decode returned {code}: {reason}")
-        for generation in generations:
-            self.cancel(generation.request)
-            self._forget(generation.slot)  # what the cache holds after a failed decode is not known
-        return [GenerationFailed(generation.request, error) for generation in generations]
+    def _fill(
+        self, batch: Batch, ready: list[_Generation], cache: KvCache, out: list[TokensOut | GenerationFailed]
+    ) -> list[_Part]:
+        """Make the step's batch: who takes part in it, and with what."""
+        batch.clear()
+        parts: list[_Part] = []
+        # Slots in one order every time: a batch of the same shape reuses llama.cpp's compute graph.
+        for generation in sorted((g for g in ready if g.next_token is not None), key=lambda g: g.slot):
+            assert generation.next_token is not None
+            tokens = [generation.next_token]
+            row = batch.add(tokens, len(cache.tokens(generation.slot)), generation.slot, True)
+            parts.append(_Part(generation, tokens, row))
+        budget = PREFILL_CHUNK
+        computing: list[list[int]] = []  # system prompts that are in this batch
+        for generation in list(ready):  # oldest first: the one that has waited longest
+            if generation.next_token is not None or budget == 0:
+                continue
+            self._take_system(generation, cache)
+            if generation.is_prefilled():
+                ready.remove(generation)
+                out.append(self._end(generation, "length"))
+                continue
+            wanted = generation.prompt[: generation.system]
+            if cache.can_share and generation.done < generation.system:
+                if wanted in computing:
+                    continue  # another room computes it in this very step
+                computing.append(wanted)
+            chunk = generation.prompt[generation.done : generation.done + budget]
+            budget -= len(chunk)
+            last = generation.max_tokens > 0 and generation.done + len(chunk) == len(generation.prompt)
+            row = batch.add(chunk, generation.done, generation.slot, last)
+            parts.append(_Part(generation, chunk, row if last else -1))
+        return parts
 
-    def _advance(self, generation: _Generation, token: int) -> TokensOut | None:
+    def _make_room(self, ready: list[_Generation], cache: KvCache) -> bool:
+        """Give back KV cells for the step of ``ready``; its youngest waits when nobody else can. False: no cells."""
+        if cache.park_one(self._idle(), self._running_but(ready)) or cache.forget_system():
+            return True
+        if len(ready) == 1:
+            return False
+        youngest = ready.pop()
+        youngest.waits = (self._ended, frozenset(g.request for g in [*ready, youngest]))
+        cache.park(youngest.slot)
+        return True
+
+    def _idle(self) -> frozenset[int]:
+        return frozenset(range(self._slots)) - {g.slot for g in self._generations.values()}
+
+    def _running_but(self, chosen: Sequence[_Generation]) -> frozenset[int]:
+        return frozenset(g.slot for g in self._generations.values()) - {g.slot for g in chosen}
+
+    def _take_system(self, generation: _Generation, cache: KvCache) -> None:
+        """Copy the system prompt from a sequence that has it, if there is one by now."""
+        share = min(generation.system, generation.reusable)
+        if generation.done < share and cache.take(generation.slot, generation.prompt[:share]):
+            generation.done = generation.cached = share
+
+    def _advance(self, generation: _Generation, row: int, cache: KvCache) -> TokensOut | GenerationFailed | None:
+        try:
+            token = generation.sampler.choose(self._context, row)
+        except EngineError as exc:
+            return self._failed(generation, exc)
         finish: FinishReason | None = None
         text = ""
         generation.completion += 1
@@ -363,7 +397,7 @@ class LlamaLanguageModel:
             generation.next_token = token
             text = generation.text.feed(self._piece(token))
             # The new token is not in the cache yet, but a further one would need its place.
-            used = len(self._cached[generation.slot]) + 1
+            used = len(cache.tokens(generation.slot)) + 1
             if generation.text.stopped:
                 finish = "stop"
             elif generation.completion >= generation.max_tokens or used >= self._context_tokens:
@@ -383,56 +417,37 @@ class LlamaLanguageModel:
             completion_tokens=generation.completion,
         )
 
-    # --- KV cache -----------------------------------------------------------------------------
+    def _failed(self, generation: _Generation, error: EngineError) -> GenerationFailed:
+        self.cancel(generation.request)
+        return GenerationFailed(generation.request, error)
 
-    def _reuse(self, slot: int, prompt: list[int], system: int, most: int) -> int:
-        """Cut the slot's cache to what it shares with ``prompt``; returns how many of it need no decoding."""
-        cached = self._cached[slot]
-        keep = min(common_prefix(cached, prompt), most)
-        # Behind the system prompt: its cells are other rooms' too, and must stay where they are.
-        if self._can_shift and system <= keep < len(cached):
-            gap = left_out(cached, prompt, keep)
-            if gap and self._lib.llama_memory_seq_rm(self._memory, slot, keep, keep + gap):
-                self._lib.llama_memory_seq_add(self._memory, slot, keep + gap, -1, -gap)
-                del cached[keep : keep + gap]
-                keep = min(common_prefix(cached, prompt), most)
-        if keep < len(self._cached[slot]):
-            if self._lib.llama_memory_seq_rm(self._memory, slot, keep, -1):
-                del self._cached[slot][keep:]
-            else:
-                self._forget(slot)
-                keep = 0
-        return keep
-
-    def _take_system(self, generation: _Generation) -> None:
-        """Copy the system prompt from a sequence that has it, if there is one by now."""
-        share = min(generation.system, generation.reusable)
-        if not self._can_share or generation.done >= share:
-            return
-        slot, wanted = generation.slot, generation.prompt[:share]
-        for donor, cached in enumerate(self._cached):
-            if donor != slot and cached[:share] == wanted:
-                self._lib.llama_memory_seq_cp(self._memory, donor, slot, generation.done, share)
-                self._cached[slot] += wanted[generation.done :]
-                generation.done = generation.cached = share
-                return
-
-    def _keep_system(self, generation: _Generation) -> None:
-        """Keep the system prompt of a prompt just decoded for rooms that join after this one has left."""
-        wanted = generation.prompt[: generation.system]
-        if not wanted or not self._can_share or self._cached[self._shared] == wanted:
-            return
-        self._forget(self._shared)
-        self._lib.llama_memory_seq_cp(self._memory, generation.slot, self._shared, 0, generation.system)
-        self._cached[self._shared] = wanted
-
-    def _forget(self, sequence: int) -> None:
-        self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        self._cached[sequence] = []
-        if sequence < self._slots:
-            self._said[sequence] = SaidMessages(self._piece, self._control_tokens)
+    def _forget(self, slot: int) -> None:
+        assert self._cache is not None
+        self._cache.forget(slot)
+        self._said[slot] = SaidMessages(self._piece, self._control_tokens)
 
     # --- text and tokens ----------------------------------------------------------------------
+
+    def _refuse_longer(self, messages: Sequence[Message], room: int) -> None:
+        """Refuse what cannot fit for no more than what fits would cost: a megabyte takes long to tokenise."""
+        chars = sum(len(message.content) for message in messages)
+        if chars > max(room, 0) * self._longest_piece or len(messages) > max(room, 0):
+            self._too_long(f"has {chars} characters in {len(messages)} messages", room)
+        if chars <= max(room, 0) * _PLAUSIBLE_CHARS:
+            return
+        count = 0
+        for message in messages:
+            for start in range(0, len(message.content), _PIECE_CHARS):
+                count += len(self._tokens(message.content[start : start + _PIECE_CHARS], special=False))
+                # A cut through a word makes at most a few tokens of it.
+                if count > room + 4 * (1 + chars // _PIECE_CHARS):
+                    self._too_long(f"has more than {count} tokens", room)
+
+    def _too_long(self, what: str, room: int) -> NoReturn:
+        raise PromptTooLongError(
+            f"language model: the prompt {what}, only {max(room, 0)} fit (context {self._context_tokens} "
+            f"less max_tokens {self._context_tokens - CONTEXT_MARGIN - room} and {CONTEXT_MARGIN})"
+        )
 
     def _prompt(self, slot: int, messages: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
         """The tokens of ``messages``, and how many of them are the system prompt's."""
@@ -455,15 +470,21 @@ class LlamaLanguageModel:
     def _tokenize(self, messages: Sequence[Message]) -> list[int]:
         assert self._template is not None
         text = self._template.render(messages)
-        data = text.encode("utf-8", "replace")
         # A template that writes the begin token itself must not get a second one.
-        add_special = not (self._template.bos and text.startswith(self._template.bos))
+        tokens = self._tokens(
+            text, special=True, begin=not (self._template.bos and text.startswith(self._template.bos))
+        )
+        if not tokens:
+            raise EngineError(f"language model: the prompt ({len(text)} characters) cannot be tokenised")
+        return tokens
+
+    def _tokens(self, text: str, *, special: bool, begin: bool = False) -> list[int]:
+        """``text`` as tokens; none when there is no way. ``special``: control tokens may stand in it in writing."""
+        data = text.encode("utf-8", "replace")
         size = len(data) + 8
         tokens = (ctypes.c_int32 * size)()
-        count = self._lib.llama_tokenize(self._vocab, data, len(data), tokens, size, add_special, True)
-        if count <= 0:
-            raise EngineError(f"language model: the prompt ({len(data)} bytes) cannot be tokenised")
-        return tokens[:count]
+        count = self._lib.llama_tokenize(self._vocab, data, len(data), tokens, size, begin, special)
+        return tokens[: max(0, count)]
 
     def _piece(self, token: int) -> bytes:
         piece = self._pieces.get(token)
@@ -477,28 +498,6 @@ class LlamaLanguageModel:
                 size = -count
             piece = self._pieces[token] = buffer.raw[:count]
         return piece
-
-    def _sampler(self, sampling: Sampling) -> Any:
-        lib = self._lib
-        params = lib.llama_sampler_chain_default_params()
-        params.no_perf = True
-        chain = lib.llama_sampler_chain_init(params)
-
-        def add(sampler: Any) -> None:
-            lib.llama_sampler_chain_add(chain, sampler)
-
-        if sampling.repeat_penalty != 1.0:
-            vocabulary = lib.llama_vocab_n_tokens(self._vocab)
-            add(lib.llama_sampler_init_penalties(vocabulary, _PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0))
-        if sampling.temperature <= 0.0:
-            add(lib.llama_sampler_init_greedy())
-            return chain
-        add(lib.llama_sampler_init_top_k(_TOP_K))
-        if sampling.top_p < 1.0:
-            add(lib.llama_sampler_init_top_p(sampling.top_p, 1))
-        add(lib.llama_sampler_init_temp(sampling.temperature))
-        add(lib.llama_sampler_init_dist(_RANDOM_SEED if sampling.seed < 0 else sampling.seed & 0x7FFFFFFF))
-        return chain
 
     def _check_slot(self, slot: int) -> None:
         if self._context is None:
@@ -514,82 +513,25 @@ class _Generation:
     prompt: list[int]
     system: int  # how many prompt tokens are the system prompt's
     reusable: int  # how many prompt tokens need no decoding when they are in the cache
-    done: int  # how many prompt tokens are in the cache
-    cached: int  # how many of them were there before
     max_tokens: int
-    sampler: Any
+    sampler: Sampler
     text: TextStream
+    begun: bool = False  # the cache is cut to the prompt
+    done: int = 0  # how many prompt tokens are in the cache
+    cached: int = 0  # how many of them were there before
     next_token: int | None = None  # sampled, not decoded yet; None while the prompt is decoded
     completion: int = 0
+    waits: tuple[int, frozenset[int]] | None = None  # for KV cells: what was running when there were none
 
     def is_prefilled(self) -> bool:
         """Whether nothing was asked for but the prompt, and it is in the cache."""
         return self.max_tokens == 0 and self.done == len(self.prompt)
 
 
-@dataclass(slots=True)
-class _Batch:
-    """A ``llama_batch`` whose arrays are numpy's, so that a chunk is written in one assignment.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one generation has in a batch; ``row``: whose logits it samples from, -1 for none yet."""
 
-    One row is one token: its id, its position, the one sequence it belongs to and whether its logits
-    are wanted. ``native`` points into the arrays, which live as long as this object.
-    """
-
-    lib: Any
-    size: int
-    native: Any = field(init=False)
-    _arrays: tuple[Any, ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        token = np.zeros(self.size, np.int32)
-        position = np.zeros(self.size, np.int32)
-        count = np.ones(self.size, np.int32)  # every token belongs to exactly one sequence
-        sequence = np.zeros(self.size, np.int32)
-        pointers = (sequence.ctypes.data + 4 * np.arange(self.size, dtype=np.uintp)).astype(np.uintp)
-        logits = np.zeros(self.size, np.int8)
-        self._arrays = (token, position, sequence, logits, count, pointers)
-        fields: dict[str, Callable[[], Any]] = {
-            "token": lambda: token,
-            "pos": lambda: position,
-            "n_seq_id": lambda: count,
-            "seq_id": lambda: pointers,
-            "logits": lambda: logits,
-        }
-        types = dict(self.lib.llama_batch._fields_)
-        self.native = self.lib.llama_batch(n_tokens=0)
-        for name, array in fields.items():
-            setattr(self.native, name, ctypes.cast(array().ctypes.data, types[name]))
-
-    def clear(self) -> None:
-        self.native.n_tokens = 0
-
-    def add(self, tokens: Sequence[int], position: int, sequence: int, logits: bool) -> int:
-        """Append ``tokens`` from ``position`` on; ``logits`` asks for the last one's. Returns the last row."""
-        start = self.native.n_tokens
-        end = start + len(tokens)
-        token, positions, sequences, wanted, _, _ = self._arrays
-        token[start:end] = tokens
-        positions[start:end] = np.arange(position, position + len(tokens))
-        sequences[start:end] = sequence
-        wanted[start:end] = 0
-        wanted[end - 1] = logits
-        self.native.n_tokens = end
-        return int(end) - 1
-
-
-def _redirect_log(lib: Any) -> None:
-    """Send llama.cpp's log to Python's at debug level; it would go to stderr."""
-    global _keep_log_callback
-    if _keep_log_callback is None:
-        error_level, continued = 4, 5  # enum ggml_log_level: debug 1, info 2, warn 3, error 4, cont 5
-
-        def receive(level: int, text: bytes, _data: object) -> None:
-            line = text.decode("utf-8", "replace").rstrip()
-            if not line or line == "." or level == continued:
-                return
-            if level == error_level:
-                _native_errors.append(line)
-            _log.debug("llama.cpp: %s", line)
-
-        _keep_log_callback = lib.llama_log_callback(receive)
-    lib.llama_log_set(_keep_log_callback, ctypes.c_void_p(0))
+    generation: _Generation
+    tokens: list[int]
+    row: int

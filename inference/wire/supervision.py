@@ -74,9 +74,10 @@ class InitializeInference(Message):
     llm_threads: int = tag(15, default=1, minimum=1)
     stacks_file: str = tag(16, default="")
     """Where the stacks go on SIGUSR1; "" is standard error."""
-    trace_file: str = tag(17, default="")
+    resident_rooms: int = tag(17, default=0, minimum=0, maximum=255)
+    trace_file: str = tag(18, default="")
     """Where the lanes write what they do and why; "" is nowhere."""
-    memory_budget_mb: float = tag(18, default=0.0, minimum=0.0)
+    memory_budget_mb: float = tag(19, default=0.0, minimum=0.0)
     """What the process may take on a CPU, in MB; 0 is no budget."""
 
 

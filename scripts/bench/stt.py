@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +25,124 @@ from report import Bar, console, finish, hardware, percentile, table, versions, 
 from sides import give_back, in_process
 from speech import DEFAULT_FOLDER, Recording, read_recordings, word_errors
 
-from inference.engines.base import EngineError, EngineOptions, Utterance
+from inference.engines.base import EngineOptions, SttStep, TranscriptFailed, Utterance
 from inference.engines.stt import WhisperSpeechToText
 from models.catalog import resolve
 
 ALONE_SHARE = 0.4
 ROOMS_TIMES = 3.0
 WER_POINTS = 0.5
+BATCHES = (1, 2, 4, 8)
+"""Utterances decoded together, tried one after the other."""
+
+QUANTUM_MS = 150.0
+SHORT_S = 7.0
+"""Utterances up to this length are to be transcribed in quanta of ``QUANTUM_MS``: a goal, not a bar."""
+
+
+class Steps:
+    """Our engine, driven as the host does; ``quanta`` holds every step: its kind, its utterances, its milliseconds."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.engine = WhisperSpeechToText()
+        options = EngineOptions(arguments.device, arguments.threads, arguments.rooms)
+        self.engine.load(resolve(arguments.profile).stt.path, options)
+        self.quanta: list[tuple[SttStep, int, float]] = []
+
+    def transcribe(self, batch: Sequence[Recording], *, draft: bool = False) -> tuple[dict[str, str], dict[str, float]]:
+        """Texts and seconds by name, when all of ``batch`` were said at once. Encodes before it decodes."""
+        began = time.perf_counter()
+        for request, recording in enumerate(batch):
+            self.engine.start(request, Utterance(recording.audio, "en", draft))
+        texts: dict[str, str] = {}
+        taken: dict[str, float] = {}
+        while running := sorted(self.engine.running()):
+            encode = [request for request in running if self.engine.next_step(request) == "encode"]
+            kind: SttStep = "encode" if encode else "decode"
+            start = time.perf_counter()
+            ended = self.engine.step(encode or running)
+            now = time.perf_counter()
+            # A request's next step changes, or it ends: so many were served.
+            left = self.engine.running()
+            waiting = sum(request in left and self.engine.next_step(request) == kind for request in encode or running)
+            self.quanta.append((kind, len(encode or running) - waiting, 1000 * (now - start)))
+            for out in ended:
+                name = batch[out.request].name
+                if isinstance(out, TranscriptFailed):
+                    raise SystemExit(f"{name}: {out.error}")
+                texts[name] = out.transcription.text
+                taken[name] = now - began
+        return texts, taken
 
 
 def ours(arguments: argparse.Namespace, recordings: Sequence[Recording]) -> dict[str, Any]:
     """Our engine, warm, as the inference process uses it."""
-    engine = WhisperSpeechToText()
-    options = EngineOptions(arguments.device, arguments.threads, arguments.rooms)
-    engine.load(resolve(arguments.profile).stt.path, options)
-
-    def transcribe(batch: Sequence[Recording]) -> list[str]:
-        results = engine.transcribe([Utterance(recording.audio, "en") for recording in batch])
-        for recording, result in zip(batch, results, strict=True):
-            if isinstance(result, EngineError):
-                raise SystemExit(f"{recording.name}: {result}")
-        return [result.text for result in results if not isinstance(result, EngineError)]
-
-    transcribe(recordings[:1])
-    texts: dict[str, str] = {}
-    alone_s: dict[str, float] = {}
+    steps = Steps(arguments)
+    steps.transcribe(recordings[:1])
+    run: dict[str, Any] = {"alone_s": {}, "texts": {}, "alone": {}, "draft_s": {}, "drafts": {}, "together": {}}
     for recording in recordings:
-        began = time.perf_counter()
-        (texts[recording.name],) = transcribe([recording])
-        alone_s[recording.name] = time.perf_counter() - began
-    rooms_s = 0.0
-    last_s: list[float] = []
-    together: dict[str, str] = {}
-    for recordings_at_once in at_once(recordings, arguments.rooms):
-        began = time.perf_counter()
-        for start in range(0, len(recordings_at_once), engine.max_batch):
-            batch = recordings_at_once[start : start + engine.max_batch]
-            together |= zip((recording.name for recording in batch), transcribe(batch), strict=True)
-            last_s += [time.perf_counter() - began] * len(batch)
-        rooms_s += time.perf_counter() - began
-    engine.close()
-    return {"alone_s": alone_s, "rooms_s": rooms_s, "waited_s": last_s, "texts": texts, "together": together}
+        steps.quanta.clear()
+        texts, taken = steps.transcribe([recording])
+        run["texts"] |= texts
+        run["alone_s"] |= taken
+        run["alone"][recording.name] = list(steps.quanta)
+        texts, taken = steps.transcribe([recording], draft=True)
+        run["drafts"] |= texts
+        run["draft_s"] |= taken
+    run["max_batch"] = max_batch = steps.engine.max_batch
+    run["by_batch"] = {}
+    for size in sorted({*BATCHES, max_batch}):
+        steps.engine.max_batch = size
+        steps.quanta.clear()
+        rooms_s = 0.0
+        waited_s: list[float] = []
+        for recordings_at_once in at_once(recordings, arguments.rooms):
+            began = time.perf_counter()
+            texts, taken = steps.transcribe(recordings_at_once)
+            rooms_s += time.perf_counter() - began
+            waited_s += taken.values()
+            if size == max_batch:
+                run["together"] |= texts
+        run["by_batch"][size] = {"rooms_s": rooms_s, "waited_s": waited_s, "quanta": list(steps.quanta)}
+    steps.engine.close()
+    chosen = run["by_batch"][max_batch]
+    return run | {"rooms_s": chosen["rooms_s"], "waited_s": chosen["waited_s"]}
+
+
+def longest_ms(quanta: Sequence[tuple[SttStep, int, float]], kind: SttStep) -> float:
+    """The longest quantum of ``kind``."""
+    return max((ms for other, _, ms in quanta if other == kind), default=0.0)
+
+
+def show_quanta(runs: Sequence[dict[str, Any]], recordings: Sequence[Recording], rooms: int) -> None:
+    """How long the device lane is held: medians over the repeats of the longest quantum."""
+
+    def median(values: Iterable[float]) -> float:
+        return statistics.median(values)
+
+    short = [recording.name for recording in recordings if recording.seconds <= SHORT_S]
+    rows: list[tuple[str | float, ...]] = []
+    for what, names in ((f"alone, at most {SHORT_S:g} s", short), ("alone, all", [r.name for r in recordings])):
+        alone = [[quantum for name in names for quantum in run["alone"][name]] for run in runs]
+        rows.append((what, *(median(longest_ms(quanta, kind) for quanta in alone) for kind in ("encode", "decode"))))
+    rows = [(*row, "", "") for row in rows]
+    for size in runs[0]["by_batch"]:
+        together = [run["by_batch"][size] for run in runs]
+        count = sum(map(len, at_once(recordings, rooms)))
+        rows.append(
+            (
+                f"{rooms} rooms, decoded by {size}",
+                *(median(longest_ms(each["quanta"], kind) for each in together) for kind in ("encode", "decode")),
+                count / median(each["rooms_s"] for each in together),
+                median(percentile(each["waited_s"], 0.5) for each in together),
+            )
+        )
+    table(
+        "The longest quantum",
+        ("", "encode ms", "decode ms", "utterances/s", "text after s, p50"),
+        rows,
+        f"goal: {QUANTUM_MS:g} ms for utterances up to {SHORT_S:g} s; the engine decodes by {runs[0]['max_batch']}",
+    )
 
 
 def stock(arguments: argparse.Namespace, recordings: Sequence[Recording]) -> dict[str, Any]:
@@ -151,6 +228,7 @@ def main() -> int:
         ("stock", theirs[0]["texts"]),
         ("ours, alone", us[0]["texts"]),
         ("ours, batch", us[0]["together"]),
+        ("ours, drafts", us[0]["drafts"]),
     ):
         errors, words = word_errors(said, texts)
         points[name] = 100 * errors / words
@@ -165,6 +243,12 @@ def main() -> int:
             ("stock, in turn", stock_rate, percentile(stock_waited, 0.5), percentile(stock_waited, 0.95)),
             ("ours", our_rate, percentile(our_waited, 0.5), percentile(our_waited, 0.95)),
         ],
+    )
+    show_quanta(us, recordings, arguments.rooms)
+    draft_s = medians(us, "draft_s")
+    console.print(
+        f"a draft takes {sum(draft_s.values()) / sum(our_s.values()):.2f} of the time of a final text,"
+        f" {1000 * statistics.median(draft_s.values()):.0f} ms in the middle"
     )
     worst = max(points["ours, alone"], points["ours, batch"])
     what = f"{arguments.rooms} rooms, utterances per second against stock's"

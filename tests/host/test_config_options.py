@@ -354,6 +354,7 @@ WRONG = [
         " SCREEN_SHARE_AUDIO",
     ),
     ("worker.permissions", "can_fly", "true", "worker.permissions: object contains unknown field `can_fly`"),
+    ("inference", "resident_rooms", "-1", "inference.resident_rooms = -1: expected `int` >= 0"),
     ("inference", "memory_budget_mb", "-1", "inference.memory_budget_mb = -1: expected `float` >= 0.0"),
     ("", "log_format", '"xml"', "log_format = 'xml': allowed are auto, json, text"),
     ("", "log_level", '"LOUD"', "log_level = 'LOUD': allowed are DEBUG, INFO, WARNING, ERROR"),

@@ -80,7 +80,14 @@ def test_a_function_without_a_name_is_refused() -> None:
 
 
 def test_the_inference_process_is_told_what_is_configured() -> None:
-    wanted = {"device": "cpu", "threads": 3, "llm_threads": 2, "max_rooms": 7, "context_tokens": 512}
+    wanted = {
+        "device": "cpu",
+        "threads": 3,
+        "llm_threads": 2,
+        "max_rooms": 7,
+        "context_tokens": 512,
+        "resident_rooms": 5,
+    }
     settings = told(config(inference=wanted), log_level="WARNING").inference
     assert {key: getattr(settings, key) for key in wanted} == wanted
     assert (settings.log_level, settings.engines) == ("WARNING", "fake")
@@ -123,6 +130,8 @@ def test_every_host_draws_a_token_of_its_own() -> None:
 def test_nothing_is_left_of_what_could_not_be_prepared(temporary: Path) -> None:
     with pytest.raises(ConfigError, match=r"worker\.max_jobs = 0"):
         told(max_jobs=0)
+    with pytest.raises(ConfigError, match=r"^inference\.resident_rooms = 5: more than inference\.max_rooms = 4$"):
+        told(config(inference={"resident_rooms": 5}))
     with pytest.raises(ConfigError, match="'gpu-9000'"):
         told(config(models={"profile": "gpu-9000"}))
     missing = msgspec.convert({"models": {"dir": str(temporary / "none")}}, Config)

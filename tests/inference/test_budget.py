@@ -69,6 +69,13 @@ def test_keys_and_values_of_a_large_model() -> None:
     assert part(LARGE, sizes, "its conversations") == 125 * 4096 * 131_072
 
 
+def test_rooms_whose_conversations_lie_in_host_memory() -> None:
+    sizes = replace(OPTIONS, device="cuda", max_rooms=100, resident_rooms=25)
+    assert part(LARGE, sizes, "its conversations") == 25 * 2048 * 131_072
+    # On a CPU both are the same memory.
+    assert part(LARGE, replace(sizes, device="cpu"), "its conversations") == 100 * 2048 * 131_072
+
+
 def test_only_one_engine_works_at_a_time() -> None:
     budget = estimate(SMALL, OPTIONS)
     assert budget.total == sum(part.resident for part in budget.parts) + max(part.working for part in budget.parts)

@@ -109,8 +109,10 @@ class FakeRoom:
 class FakePhrase:
     """Lies in the ring at once, whole, unless the inference room ``holds`` phrases back."""
 
-    def __init__(self, inference: FakeInference, text: str, voice: int) -> None:
+    def __init__(self, inference: FakeInference, text: str, voice: int, speed: float, volume: float) -> None:
         self.text = text
+        self.speed = speed
+        self.volume = volume
         self.voice = voice
         self.start: int | None = None
         self.end: int | None = None
@@ -143,9 +145,10 @@ class FakePhrase:
 class FakeGeneration:
     """Text comes as the test ``write``s it."""
 
-    def __init__(self, messages: Sequence[ChatMessage], max_tokens: int) -> None:
+    def __init__(self, messages: Sequence[ChatMessage], max_tokens: int, log: list[tuple[str, FakeGeneration]]) -> None:
         self.messages = tuple(messages)
         self.max_tokens = max_tokens
+        self._log = log
         self.cancelled = False
         self._pieces: asyncio.Queue[str | InferenceError | None] = asyncio.Queue()
 
@@ -157,6 +160,11 @@ class FakeGeneration:
 
     def fail(self, error: InferenceError) -> None:
         self._pieces.put_nowait(error)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._log.append(("cancel", self))
+        self.fail(RequestFailedError("cancelled", "cancelled by the job"))
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -183,7 +191,10 @@ class FakeInference:
         self.deaf_from: int | None = None
         self.voice: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self.transcriptions: list[tuple[int, int, bool, asyncio.Future[Transcript]]] = []
+        self.partials: list[tuple[int, int, asyncio.Future[Transcript]]] = []
         self.generations: list[FakeGeneration] = []
+        self.prefills: list[FakeGeneration] = []
+        self.log: list[tuple[str, FakeGeneration]] = []
         self.phrases: list[FakePhrase] = []
         self.hold = False
         self.written = 0
@@ -210,7 +221,10 @@ class FakeInference:
         for *_, result in self.transcriptions:
             if not result.done():
                 result.set_exception(error)
-        for generation in self.generations:
+        for *_, result in self.partials:
+            if not result.done():
+                result.set_exception(error)
+        for generation in (*self.generations, *self.prefills):
             generation.fail(error)
         for phrase in self.phrases:
             phrase.fail(error)
@@ -242,20 +256,30 @@ class FakeInference:
                 raise event
             yield event
 
-    async def transcribe(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> Transcript:
+    async def transcribe(
+        self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
+    ) -> Transcript:
         self._check()
         result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
+        if partial:
+            self.partials.append((start, end, result))
+            return await result
         self.transcriptions.append((start, end, speculative, result))
         return await result
 
-    def generate(self, messages: Sequence[ChatMessage], *, max_tokens: int, **_: float) -> FakeGeneration:
+    def generate(
+        self, messages: Sequence[ChatMessage], *, max_tokens: int, speculative: bool = False, **_: float
+    ) -> FakeGeneration:
         self._check()
-        self.generations.append(FakeGeneration(messages, max_tokens))
-        return self.generations[-1]
+        generation = FakeGeneration(messages, max_tokens, self.log)
+        self.log.append(("prefill" if speculative else "generate", generation))
+        assert speculative == (max_tokens == 0)
+        (self.prefills if speculative else self.generations).append(generation)
+        return generation
 
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> FakePhrase:
         self._check()
-        phrase = FakePhrase(self, text, len(self.phrases) + 1)
+        phrase = FakePhrase(self, text, len(self.phrases) + 1, speed, volume)
         self.phrases.append(phrase)
         if not self.hold:
             phrase.write(SAMPLES_PER_CHAR * len(text))

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host.job.chat import ChatHistory, PhraseHeard, truncate_to_heard
+from host.job.speech import PhraseCutter, SpeakablePhrase
 from inference.wire.messages import ChatMessage
 
 RATE = 22_050
@@ -20,6 +21,16 @@ def contents(chat: ChatHistory) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in chat.messages()]
 
 
+def phrase(text: str) -> SpeakablePhrase:
+    """``text`` as one phrase."""
+    cutter = PhraseCutter(1_000, 1_000)
+    return SpeakablePhrase(tuple(word for part in cutter.push(text) + cutter.finish() for word in part.words))
+
+
+def part(text: str, samples: int | None, heard: int) -> PhraseHeard:
+    return PhraseHeard(phrase(text), samples, heard)
+
+
 # --- what was heard -----------------------------------------------------------------------------------
 
 
@@ -27,22 +38,31 @@ def contents(chat: ChatHistory) -> list[tuple[str, str]]:
     ("phrases", "heard"),
     [
         ([], ""),
-        ([PhraseHeard("Hello there.", 1000, 0)], ""),
-        ([PhraseHeard("Hello there.", 1000, 1000)], "Hello there."),
+        ([part("Hello there.", 1000, 0)], ""),
+        ([part("Hello there.", 1000, 1000)], "Hello there."),
         # 5 of 12 characters: the end of the first word.
-        ([PhraseHeard("Hello there.", 1200, 500)], "Hello"),
-        ([PhraseHeard("Hello there.", 1200, 499)], ""),
-        ([PhraseHeard("Hello there.", 1200, 1199)], "Hello"),
-        ([PhraseHeard("One.", 100, 100), PhraseHeard(" Two three.", 1100, 500)], "One. Two"),
-        ([PhraseHeard("One.", 100, 100), PhraseHeard(" Two.", 100, 0)], "One."),
+        ([part("Hello there.", 1200, 500)], "Hello"),
+        ([part("Hello there.", 1200, 499)], ""),
+        ([part("Hello there.", 1200, 1199)], "Hello"),
+        ([part("One.", 100, 100), part(" Two three.", 1100, 500)], "One. Two"),
+        ([part("One.", 100, 100), part(" Two.", 100, 0)], "One."),
         # Nothing after a phrase that was not heard to its end.
-        ([PhraseHeard("One two.", 100, 50), PhraseHeard(" Three.", 0, 0)], "One"),
+        ([part("One two.", 100, 50), part(" Three.", 0, 0)], "One"),
         # Still being synthesised: its length is judged by the phrase before it, 100 samples a character.
-        ([PhraseHeard("Hello.", 600, 600), PhraseHeard(" And goodbye.", None, 500)], "Hello. And"),
+        ([part("Hello.", 600, 600), part(" And goodbye.", None, 500)], "Hello. And"),
         # Nothing known: 15 characters a second.
-        ([PhraseHeard("One two three four five.", None, RATE)], "One two three"),
+        ([part("One two three four five.", None, RATE)], "One two three"),
+        # What is said may be more, or less, than what was written: words count by what is said for them.
+        ([part("It is **really** 5 o'clock.", 2300, 1300)], "It is **really**"),
+        ([part("See [this page](https://example.com/a/very/long/path) now.", 1800, 1299)], "See [this"),
+        (
+            [part("See [this page](https://example.com/a/very/long/path) now.", 1800, 1300)],
+            "See [this page](https://example.com/a/very/long/path)",
+        ),
+        # A character of Chinese is said as long as three letters, and is a word.
+        ([part("OK 我们走。", 1500, 600)], "OK 我"),
         # Nothing to say in it (a rule, an emoji): heard with what came before.
-        ([PhraseHeard("Done.", 100, 100), PhraseHeard(" 🎉", 0, 0)], "Done. 🎉"),
+        ([part("Done.", 100, 100), part(" 🎉", 0, 0)], "Done. 🎉"),
     ],
 )
 def test_truncate_to_heard(phrases: list[PhraseHeard], heard: str) -> None:
@@ -59,7 +79,7 @@ def test_what_was_heard_is_whole_words_from_the_beginning_and_never_shrinks(
     def cut(heard: int) -> list[str]:
         phrases, left = [], heard
         for text, samples in spoken:
-            phrases.append(PhraseHeard(" ".join(text) + " ", samples, min(left, samples)))
+            phrases.append(part(" ".join(text) + " ", samples, min(left, samples)))
             left = max(0, left - samples)
         return truncate_to_heard(phrases, RATE).split()
 

@@ -8,10 +8,11 @@ from typing import cast
 
 import pytest
 
-from host.job import pipeline
 from host.job.audio import Player
 from host.job.settings import SessionSettings
 from host.job.speech import SpeakablePhrase
+from host.job.spoken import Word
+from host.job.transcripts import MAX_ATTEMPTS
 from inference.client import InferenceRoom, InferenceUnavailableError
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
 from tests.host.job.fakes import SAMPLES_PER_CHAR, FakeInference, FakeRoom, until
@@ -300,7 +301,7 @@ async def test_twice_in_a_row() -> None:
 async def test_an_answer_that_the_process_never_survives_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     async with talking() as talk:
         await talk.asks("Crash, please.")
-        for attempt in range(1, pipeline._MAX_ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             await until(lambda: len(talk.inference.generations) == attempt)  # noqa: B023
             await away(talk)
             await back(talk)
@@ -317,7 +318,7 @@ async def test_an_utterance_that_the_process_never_survives_is_given_up(caplog: 
         ended = talk.inference.position
         await talk.silence(100)
         talk.inference.voice.put_nowait(SpeechPaused(0, ended))
-        for attempt in range(1, pipeline._MAX_ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             await until(lambda: len(talk.inference.transcriptions) == attempt)  # noqa: B023
             await away(talk)
             await back(talk)
@@ -366,7 +367,7 @@ async def test_an_utterance_that_can_never_come_is_still_there_to_be_interrupted
     await asyncio.sleep(0)
     utterance = await player.begin()
     inference.hold = True
-    player.speak(utterance, SpeakablePhrase("One. ", "One."), speed=1.0, volume=1.0)
+    player.speak(utterance, SpeakablePhrase((Word("One. ", "One."),)), speed=1.0, volume=1.0)
     inference.go_away()
     with pytest.raises(InferenceUnavailableError, match="went away"):
         await asyncio.wait_for(player.finish(utterance), 10)

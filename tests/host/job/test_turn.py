@@ -19,10 +19,12 @@ from host.job.turn import (
     CancelAnswer,
     CommitTurn,
     DetectionRestarted,
+    DropPreparation,
     DropTranscript,
     DropTurn,
     Input,
     Interrupt,
+    PrepareAnswer,
     ResumeAnswer,
     SayStarted,
     State,
@@ -103,7 +105,7 @@ def test_a_turn_is_committed_when_the_silence_is_long_enough_with_the_speculativ
     assert ask == Transcribe(1, 1000 * MS - PADDING, position, speculative=True)
     assert position >= 2096 * MS - 20 * MS
     assert talk.state is State.ENDPOINTING
-    assert talk.transcript("Hello there.") == []
+    assert talk.transcript("Hello there.") == [PrepareAnswer("Hello there.")]
     assert talk.ended(2000) == []
     assert talk.until(2480) == []
     assert talk.until(2500) == [CommitTurn("Hello there.", 1000 * MS, 2000 * MS, 2500 * MS)]
@@ -147,7 +149,7 @@ def test_a_new_start_within_the_delay_continues_the_turn() -> None:
     talk.transcript("Hello")
     talk.ended(2000)
     # The finished result needs no dropping; the new one covers it.
-    assert talk.started(2350) == []
+    assert talk.started(2350) == [DropPreparation()]
     (ask,) = talk.paused(3000)
     assert isinstance(ask, Transcribe)
     assert ask.start == 1000 * MS - PADDING
