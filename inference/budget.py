@@ -217,12 +217,12 @@ def estimate(facts: Facts, sizes: Sizes) -> Budget:
 def fit(facts: Facts, sizes: Sizes, available: int) -> Fit:
     """Whether that fits into ``available`` bytes, and what would."""
 
-    def fits(**changes: int) -> bool:
-        return estimate(facts, replace(sizes, **changes)).total <= available
+    def fits(changed: Sizes) -> bool:
+        return estimate(facts, changed).total <= available
 
-    rooms = _most(MOST_ROOMS, lambda count: fits(max_rooms=count))
+    rooms = _most(MOST_ROOMS, lambda count: fits(replace(sizes, max_rooms=count)))
     longest = max(sizes.context_tokens, facts.llm.context) // CONTEXT_STEP
-    steps = _most(longest, lambda count: fits(context_tokens=count * CONTEXT_STEP))
+    steps = _most(longest, lambda count: fits(replace(sizes, context_tokens=count * CONTEXT_STEP)))
     return Fit(estimate(facts, sizes), available, rooms, steps * CONTEXT_STEP)
 
 
