@@ -21,7 +21,9 @@ only the most urgent task of a stage counts; what it has piled up behind that wa
 
 The first task brings its peers of the same stage along as one batch, and whoever else rides nearly for free.
 
-The device never idles while there is a task. Voice activity has a lane of its own (its forward takes a thousandth of
+The device never idles while there is a task, but for a moment: when a room was just given words its job is about to
+ask for the next stage of the turn, and for ``COURTESY_S`` nothing begins that is of a greedy room, or that nobody
+will ever wait for. Voice activity has a lane of its own (its forward takes a thousandth of
 a window's time), and a cancel takes effect at once, in whatever thread it arrives: neither is ever behind a quantum.
 """
 
@@ -42,6 +44,8 @@ GREEDY = 1.25
 """How many times the others' mean of device time a room may have had: answers differ in length."""
 MODEST_S = 1.0
 """Device seconds that a room may have had in any case: about one turn on a small CPU."""
+COURTESY_S = 0.01
+"""From words for a job to what it asks for next, in seconds: two wake-ups and a message, on a machine at work."""
 
 _FIRST_SPEECH_S = 0.02
 _GOING_ON_S = 0.05
@@ -69,6 +73,9 @@ KIND_OF = {
     Stage.FIRST_SPEECH: Kind.TTS,
     Stage.SPEECH: Kind.TTS,
 }
+
+
+_GIVES_WORDS = (Stage.TRANSCRIBE, Stage.PREFILL, Stage.DECODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,13 @@ class Quantum:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Run nothing before ``until``, unless something else is asked for before."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Used:
     """Device seconds, as far as they were not forgotten at ``at``."""
 
@@ -160,10 +174,13 @@ class Planner:
         self.costs = costs
         self._limits = limits or {}
         self._used: dict[int, _Used] = {}
+        self._courteous_until = -math.inf
 
     def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
         """A quantum that served ``rooms`` has taken ``seconds``: they pay for it, and the table of costs learns."""
         self.costs.learn(stage, len(rooms), seconds)
+        if stage in _GIVES_WORDS and not self.greedy(now).issuperset(rooms):
+            self._courteous_until = now + COURTESY_S
         for room in rooms:
             self._used[room] = _Used(self.usage(room, now) + seconds / len(rooms), now)
 
@@ -183,7 +200,7 @@ class Planner:
             room for room, used in usage.items() if used > MODEST_S and used > GREEDY * (total - used) / others
         )
 
-    def decide(self, now: float, tasks: Sequence[Task]) -> Quantum | None:
+    def decide(self, now: float, tasks: Sequence[Task]) -> Quantum | Hold | None:
         """The next quantum; None when there is nothing to do. At most some hundred tasks."""
         if not tasks:
             return None
@@ -196,6 +213,8 @@ class Planner:
         for task in sorted(tasks, key=order):
             heads.setdefault((task.room, task.stage), task)
         first, *others = heads.values()
+        if now < self._courteous_until and (first.room in greedy or first.wanted == math.inf):
+            return Hold(self._courteous_until)
         batch = [first]
         for task in others:
             if len(batch) >= self._limits.get(first.stage, len(tasks)):

@@ -29,7 +29,7 @@ from inference.engines.base import (
     TextToSpeechEngine,
     VoiceActivityEngine,
 )
-from inference.planner import Kind, Planner, Quantum, Task
+from inference.planner import Hold, Kind, Planner, Quantum, Task
 from inference.reports import BusyShare, Tally, is_late
 from inference.request import Ask, Request
 from inference.rooms import Room, RoomClosedError
@@ -42,6 +42,7 @@ from inference.wire.tlv import Message
 logger = logging.getLogger(__name__)
 
 _RING_FULL_POLL_S = 0.02
+_SHORTEST_WAIT_S = 0.0005
 _STUCK_S = 120.0
 """A quantum that takes so long does not end any more: the slowest take seconds."""
 
@@ -167,14 +168,16 @@ class DeviceLane:
     def _work(self) -> None:
         timeout: float | None = 0.0
         while not self._handle_commands(timeout):
-            quantum = self._plan(time.monotonic())
-            if quantum is not None:
-                self._perform(quantum)
-                timeout = 0.0
-            else:
-                # A reader of a full ring moves its cursor without telling anyone.
-                ring_is_full = any(request.outbox for request in self._requests.values())
-                timeout = _RING_FULL_POLL_S if ring_is_full else None
+            match self._plan(time.monotonic()):
+                case Quantum() as quantum:
+                    self._perform(quantum)
+                    timeout = 0.0
+                case Hold(until=until):
+                    timeout = max(_SHORTEST_WAIT_S, until - time.monotonic())
+                case None:
+                    # A reader of a full ring moves its cursor without telling anyone.
+                    ring_is_full = any(request.outbox for request in self._requests.values())
+                    timeout = _RING_FULL_POLL_S if ring_is_full else None
 
     def _handle_commands(self, timeout: float | None) -> bool:
         """Perform the commands that wait, for the first of them until ``timeout``. True when the lane must end."""
@@ -188,7 +191,7 @@ class DeviceLane:
         except queue.Empty:
             return False
 
-    def _plan(self, now: float) -> Quantum | None:
+    def _plan(self, now: float) -> Quantum | Hold | None:
         self._flush()
         speaking: dict[Room, Request] = {}
         for request in self._requests.values():

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Protocol
 
 from inference.costs import CostTable, Stage
-from inference.planner import GUESS_S, KIND_OF, Kind, Planner, Quantum, Task, Why
+from inference.planner import GUESS_S, KIND_OF, Hold, Kind, Planner, Quantum, Task, Why
 
 Uniform = Callable[[float, float], float]
 """Draws between two numbers; ``random.Random(seed).uniform``. All chance comes from it."""
@@ -68,7 +68,7 @@ class Policy(Protocol):
     def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
         """A quantum for ``rooms`` has taken ``seconds``."""
 
-    def decide(self, now: float, tasks: Sequence[Task]) -> Quantum | None:
+    def decide(self, now: float, tasks: Sequence[Task]) -> Quantum | Hold | None:
         """The next quantum."""
 
 
@@ -163,11 +163,13 @@ class Simulation:
         """Go on until ``seconds``; what happened from time 0 on."""
         while self.now < seconds:
             self._happen(self.now)
-            quantum = self._policy.decide(self.now, self._tasks())
-            if quantum is not None:
-                self._perform(quantum)
-            else:
-                self.now = self._events[0][0] if self._events else seconds
+            match self._policy.decide(self.now, self._tasks()):
+                case Quantum() as quantum:
+                    self._perform(quantum)
+                case Hold(until=until):
+                    self.now = min(until, self._events[0][0] if self._events else seconds)
+                case None:
+                    self.now = self._events[0][0] if self._events else seconds
         return Outcome(
             seconds=self.now,
             responses=tuple(sorted(self._responses)),

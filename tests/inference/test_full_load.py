@@ -28,6 +28,7 @@ pytestmark = pytest.mark.processes
 DEADLINE_S = 120.0
 MODULE = "tests.inference.loaded_main"
 SECOND = 16_000
+PAUSE_S, ENDPOINTING_S = 0.1, 0.5
 
 
 @asynccontextmanager
@@ -116,12 +117,14 @@ async def test_a_cancel_is_silent_at_once_at_full_load(tmp_path: Path) -> None:
 
 
 async def answer_turns(room: InferenceRoom, turns: int, begin_s: float) -> list[float]:
-    """Seconds from the end of each turn to its first audio, one turn after the other, the first in ``begin_s``."""
+    """Seconds from the last sound of each turn to its first audio, one after the other, the first in ``begin_s``."""
     responses = []
     await asyncio.sleep(begin_s)
     for turn in range(turns):
         began = time.monotonic()
-        await room.transcribe(0, SECOND)
+        # The pause is noticed and guessed at; then the turn is over.
+        await asyncio.sleep(PAUSE_S)
+        await asyncio.gather(room.transcribe(0, SECOND, speculative=True), asyncio.sleep(ENDPOINTING_S - PAUSE_S))
         text = ""
         generation = room.generate([m.ChatMessage("user", f"turn {turn} one two three four five six")])
         async for piece in generation:
@@ -157,8 +160,8 @@ async def test_a_room_that_floods_the_host_does_not_slow_the_others_down(tmp_pat
     for share in (0.5, 0.95):
         one, other = percentile(before, share), percentile(after, share)
         say(f"response p{100 * share:.0f}: {one:.3f} s, with a flooding room {other:.3f} s: {other / one - 1:+.0%}")
-    # 24 turns on a shared machine tell a queue of eight from none; they cannot tell 15 % from 25 %.
-    assert percentile(after, 0.95) < 2 * percentile(before, 0.95) + 0.2
+    # 20 % is what it must show on a machine with nothing else to do (scripts/bench/load.py).
+    assert percentile(after, 0.95) < 1.4 * percentile(before, 0.95)
 
 
 async def healthy(room: InferenceRoom) -> None:

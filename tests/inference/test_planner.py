@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.costs import CostTable, Stage
-from inference.planner import GREEDY, GUESS_S, MODEST_S, USAGE_S, Planner, Quantum, Task, Why
+from inference.planner import COURTESY_S, GREEDY, GUESS_S, MODEST_S, USAGE_S, Hold, Planner, Quantum, Task, Why
 from tests.inference.devices import LIMITS, small_cpu, true_cost
 
 NOW = 100.0
@@ -34,7 +34,7 @@ def guess(request: int, since: float = NOW, stage: Stage = ENCODE) -> Task:
 def decide(*tasks: Task, by: Planner | None = None, now: float = NOW) -> Quantum:
     by = by or planner()
     decided = by.decide(now, tasks)
-    assert decided is not None, "the device never idles while there is a task"
+    assert isinstance(decided, Quantum), "the device does not idle while there is a task"
     assert decided == by.decide(now, tuple(reversed(tasks))), "the order must not matter"
     return decided
 
@@ -46,7 +46,7 @@ def chosen(*tasks: Task, by: Planner | None = None, now: float = NOW) -> tuple[i
 def had(by: Planner, room: int, seconds: float, now: float = NOW) -> None:
     """``room`` has had the device for so long until now; what quanta cost stays as it was."""
     costs, by.costs = by.costs, CostTable()
-    by.ran(DECODE, [room], seconds, now)
+    by.ran(SPEECH, [room], seconds, now)
     by.costs = costs
 
 
@@ -215,6 +215,30 @@ def test_everybody_pays_for_a_batch_and_nobody_who_was_not_served() -> None:
     assert by.costs.known(WORDS) == known
 
 
+# --- courtesy -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [WORDS, PREFILL, DECODE])
+def test_between_two_stages_of_a_turn_nothing_begins_that_can_wait(stage: Stage) -> None:
+    by = planner()
+    had(by, 1, 5.0)
+    by.ran(stage, [2], 0.05, NOW)
+    held = Hold(NOW + COURTESY_S)
+    assert by.decide(NOW, [task(ENCODE, 1)]) == held
+    assert by.decide(NOW, [task(ENCODE, 3, wanted=math.inf)]) == held
+    assert chosen(task(ENCODE, 1), task(FIRST, 2), by=by) == (2,)
+    assert chosen(task(ENCODE, 1), guess(3), by=by) == (3,)
+    assert chosen(task(ENCODE, 1), by=by, now=NOW + COURTESY_S) == (1,)
+
+
+def test_nobody_is_courteous_to_a_greedy_room_or_while_a_turn_only_begins() -> None:
+    by = planner()
+    had(by, 1, 5.0)
+    by.ran(DECODE, [1], 0.05, NOW)
+    by.ran(ENCODE, [2], 0.05, NOW)
+    assert chosen(task(ENCODE, 1), by=by) == (1,)
+
+
 # --- properties -----------------------------------------------------------------------------------
 
 TASKS = st.lists(
@@ -279,6 +303,10 @@ class Endless:
     def run(self, seconds: float) -> None:
         while self.now < seconds:
             decided = self.by.decide(self.now, list(self.tasks.values()))
+            if isinstance(decided, Hold):
+                assert self.now < decided.until <= self.now + COURTESY_S
+                self.now = decided.until
+                continue
             assert decided is not None, "never idle"
             cost = true_cost(decided.stage, len(decided.requests))
             self.now += cost
