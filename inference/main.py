@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from inference.calibration import calibrate
 from inference.costs import CostTable
 from inference.device import NoDeviceError, choose_device
 from inference.engines.base import (
@@ -185,7 +186,11 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         engines = make_engines(settings.engines)
         load(engines, settings, options, say)
         say("warming up")
-        return engines, *warm_up(engines, settings.max_rooms)
+        warm = warm_up(engines, settings.max_rooms)
+        if settings.calibrate:
+            measured = calibrate(engines, settings.max_rooms, say).to_json()
+            loop.call_soon_threadsafe(supervisor.send, s.Calibrated(measured))
+        return engines, *warm
 
     stopping = asyncio.create_task(supervisor.stopping.wait(), name="stopping")
     try:

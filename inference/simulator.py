@@ -56,8 +56,18 @@ class Habits:
     """In which the first utterances of all rooms end."""
     false_pause_s: float = 1.0
     """From a pause in an utterance to its last sound."""
+    answers: Sequence[Sequence[tuple[int, float]]] = ()
+    """Answers to draw from, of each phrase its tokens and its seconds of speech; none: by the numbers above."""
     thinks_s: tuple[float, float] = (1.0, 6.0)
     """From the last audio heard to the end of the next utterance."""
+    cycle_s: float = 0.0
+    """From one last sound to the next, give or take a fifth, unless the answer takes longer; 0: no cycle."""
+    interrupts: float = 0.0
+    """Answers that are interrupted (0 to 1)."""
+    interrupts_after_s: tuple[float, float] = (0.8, 2.5)
+    """Into an answer."""
+    interruption_s: tuple[float, float] = (2.0, 5.0)
+    """How long is spoken then."""
     device_varies: tuple[float, float] = (0.9, 1.15)
     """Times what the table says."""
 
@@ -117,7 +127,10 @@ class _Room:
     waits_for: int = 0
     """Of its transcript and the end of the turn."""
     answered: bool = False
+    turn: int = 0
     generating: bool = False
+    answer: Sequence[tuple[int, float]] = ()
+    """Phrases of the answer that are not written yet."""
     phrase: int = 0
     """Tokens of the phrase that is being written, and how many end it."""
     phrase_ends: int = 0
@@ -291,10 +304,13 @@ class Simulation:
 
     # --- a room -------------------------------------------------------------------------------------
 
-    def _last_sound(self, room: _Room) -> None:
-        """The caller's utterance ends now."""
+    def _last_sound(self, room: _Room, turn: int = 0) -> None:
+        """The caller's utterance ends now; unless the answer of ``turn`` that it follows was interrupted."""
+        if turn and turn != room.turn:
+            return
         habits = self._habits
         room.last_sound, room.answered, room.waits_for = self.now, False, 2
+        room.turn += 1
         guess = partial(self._transcribe, room, on_end=partial(self._turn_goes_on, room))
         self._at_in(habits.pause_s + habits.job_s, guess)
         self._at_in(habits.endpointing_s, partial(self._turn_goes_on, room))
@@ -314,8 +330,12 @@ class Simulation:
         self._at_in(self._habits.endpointing_s, lambda: self._asked.pop(ask.key, None))
 
     def _answer(self, room: _Room) -> None:
-        room.generating, room.phrase, room.phrase_ends = True, 0, self._habits.first_phrase
-        tokens = round(self._uniform(*self._habits.tokens))
+        habits = self._habits
+        room.generating, room.phrase, room.phrase_ends = True, 0, habits.first_phrase
+        tokens = round(self._uniform(*habits.tokens))
+        if habits.answers:
+            room.answer = habits.answers[min(len(habits.answers) - 1, int(self._uniform(0.0, len(habits.answers))))]
+            tokens, room.phrase_ends = sum(count for count, _ in room.answer), room.answer[0][0]
         self._ask(room.number, Stage.PREFILL, tokens=tokens, on_token=partial(self._token, room))
 
     def _token(self, room: _Room, left: int) -> None:
@@ -324,12 +344,17 @@ class Simulation:
         if room.phrase == room.phrase_ends or not left:
             speech_s = room.phrase * self._habits.token_speech_s
             room.phrase, room.phrase_ends = 0, self._habits.phrase
+            if room.answer:
+                speech_s, room.answer = room.answer[0][1], room.answer[1:]
+                room.phrase_ends = room.answer[0][0] if room.answer else 0
             room.phrases_s.append(speech_s)
             if len(room.phrases_s) == 1:
                 self._at_in(self._habits.job_s, partial(self._speak, room))
 
     def _speak(self, room: _Room) -> None:
         """A room's phrases are made one after the other."""
+        if not room.phrases_s:
+            return
         self._ask(
             room.number, Stage.FIRST_SPEECH, speech_s=room.phrases_s[0], on_end=partial(self._phrase_is_made, room)
         )
@@ -345,14 +370,30 @@ class Simulation:
         if not room.answered:
             room.answered = True
             self._responses.append(self.now - room.last_sound)
+            if self._uniform(0.0, 1.0) < self._habits.interrupts:
+                after_s = self._uniform(*self._habits.interrupts_after_s)
+                self._at_in(after_s, partial(self._interrupt, room, room.turn))
         else:
             self._dry_s += max(0.0, self.now - room.heard_until)
         room.heard_until = max(self.now, room.heard_until) + seconds
+
+    def _interrupt(self, room: _Room, turn: int) -> None:
+        """The caller speaks into the answer: what is left of it is dropped."""
+        if room.turn != turn:
+            return
+        for key in [key for key, ask in self._asked.items() if ask.room == room.number]:
+            del self._asked[key]
+        room.phrases_s.clear()
+        room.generating, room.answer, room.heard_until = False, (), self.now
+        room.turn += 1
+        self._at_in(self._uniform(*self._habits.interruption_s), partial(self._last_sound, room))
 
     def _listen(self, room: _Room) -> None:
         """All of the answer is made; the listener hears it to its end, thinks, and says something else."""
         habits = self._habits
         ends = room.heard_until + self._uniform(*habits.thinks_s)
+        if habits.cycle_s:
+            ends = max(ends, room.last_sound + habits.cycle_s * self._uniform(0.8, 1.2))
         if self._uniform(0.0, 1.0) < habits.false_pauses:
             self._at(max(room.heard_until, ends - habits.false_pause_s), partial(self._false_pause, room))
-        self._at(ends, partial(self._last_sound, room))
+        self._at(ends, partial(self._last_sound, room, room.turn))

@@ -69,7 +69,11 @@ PURE_LIBRARY = frozenset({
 })  # fmt: skip
 """Standard modules that neither look at the world nor wait for it."""
 
-FROM_INFERENCE = ("inference.client", "inference.supervised", "inference.wire")
+FROM_INFERENCE = (
+    "inference.client", "inference.supervised", "inference.wire",
+    # What would fit, and how it would go: pure, and without any engine.
+    "inference.budget", "inference.costs", "inference.model_files", "inference.simulator",
+)  # fmt: skip
 """All that the outside may know of the inside."""
 
 JOB_LIBRARIES = ("numpy", "livekit.rtc", "livekit.protocol")
@@ -164,6 +168,7 @@ POWERS = (
             "host/loadtest/screen.py",
             "host/serve.py",
             "host/simulate.py",
+            "host/sizing.py",
             "host/status.py",
             "host/talk.py",
             "models/table.py",

@@ -79,6 +79,8 @@ class InitializeInference(Message):
     """Where the lanes write what they do and why; "" is nowhere."""
     memory_budget_mb: float = tag(19, default=0.0, minimum=0.0)
     """What the process may take on a CPU, in MB; 0 is no budget."""
+    calibrate: bool = tag(20, default=False)
+    """Measure what the device takes for everything, and tell it before ``Ready``: some minutes."""
 
 
 @message(211)
@@ -106,6 +108,14 @@ class Progress(Message):
     """Child → supervisor, while it comes up: what it is doing, for a person to read."""
 
     text: str = tag(1)
+
+
+@message(216)
+@dataclass(frozen=True, slots=True)
+class Calibrated(Message):
+    """Inference → supervisor, before ``Ready``, when it was asked to calibrate: ``Calibration`` as JSON."""
+
+    measured: str = tag(1)
 
 
 @message(213)
