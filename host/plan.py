@@ -19,9 +19,10 @@ from inference.simulator import Habits, Outcome, Simulation
 MOST_ROOMS = 255
 TICK_S = 0.032
 """Between two windows of voice activity detection."""
-_SECONDS = 600.0
-_SEEDS = 3
-"""Of virtual time, for every number of rooms: some 180 turns of each."""
+_LEAST_S, _MOST_S = 120.0, 1800.0
+"""Of virtual time, for any number of rooms."""
+_SEEDED_APART = 16
+"""So few rooms are simulated three times: their callers may happen to be in step."""
 _HOST_CORES = 0.03
 """Of the supervisor and of the inference process's event loop."""
 _CPU_FULL = 0.9
@@ -57,6 +58,8 @@ class Question:
     available: int = 0
     busy_cores: float = 0.0
     seed: int = 1
+    room_seconds: float = 6000.0
+    """Simulated for every number of rooms, of all of them together: some 600 turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +127,29 @@ def make_plan(
         on_progress(count)
         return simulate(table, question, count, {stage: _TWICE for stage, name in NAMES.items() if name == engine})
 
-    by_time = _most(lambda count: row(count).holds(question))
-    memory = memory_of(table, question, max(1, by_time))
-    by_cpu = _most(lambda count: _cpu(table, question, count) <= _CPU_FULL * table.hardware.cores)
+    memory = memory_of(table, question, 1)
+    by_cpu = _most(lambda count: _cpu(table, question, count) <= _CPU_FULL * table.hardware.cores, MOST_ROOMS)
+    # What does not fit need not be simulated.
+    limit = min(memory.rooms, by_cpu)
+    by_time = _most(lambda count: row(count).holds(question), limit)
     device = "GPU" if table.device == "cuda" else "CPU"
-    slowest = max(ENGINES, key=lambda engine: row(max(1, by_time)).shares[engine])
-    share = row(max(1, by_time)).shares[slowest]
-    bounds = (
-        Bound(slowest, by_time, f"it takes {share:.0%} of the {device}'s time, most of all"),
+    shares = row(max(1, by_time)).shares
+    slowest = max(ENGINES, key=lambda engine: shares[engine])
+    bounds = [
         Bound("memory", memory.rooms, f"one room takes {memory.budget.room / MB:.0f} MB"),
-        Bound("CPU of the rooms", by_cpu, f"a job takes {table.job_cores:.3f} cores"),
-    )
+        Bound("CPU beside the models", by_cpu, f"a job takes {table.job_cores:.3f} cores"),
+    ]
+    if by_time < limit:
+        why = f"it takes {shares[slowest]:.0%} of the {device}'s time, most of all"
+        bounds.insert(0, Bound(slowest, by_time, why))
     most = min(bound.rooms for bound in bounds)
     lifts = []
-    if by_time <= min(memory.rooms, by_cpu) and by_time < MOST_ROOMS:
+    if by_time < limit:
         for engine in ENGINES:
-            held = _most(lambda count, engine=engine: row(count, engine).holds(question), start=max(1, by_time))  # type: ignore[misc]
-            lifts.append(Lift(f"{engine} twice as fast", min(held, memory.rooms, by_cpu)))
+            held = _most(lambda count, engine=engine: row(count, engine).holds(question), limit, max(1, by_time))  # type: ignore[misc]
+            lifts.append(Lift(f"{engine} twice as fast", held))
     curve = rooms or tuple(sorted({*_curve(most), min(MOST_ROOMS, most + 1)}))
-    return Plan(most, tuple(row(count) for count in curve), bounds, tuple(lifts), memory)
+    return Plan(most, tuple(row(count) for count in curve), tuple(bounds), tuple(lifts), memory_of(table, question, max(1, most)))
 
 
 def simulate(table: DeviceTable, question: Question, rooms: int, faster: dict[Stage, float] | None = None) -> Row:
@@ -151,6 +158,8 @@ def simulate(table: DeviceTable, question: Question, rooms: int, faster: dict[St
     # Whoever else wants a core takes it from a team of threads that waits for its last one.
     slower = 1.0 / max(0.05, 1.0 - others / table.hardware.cores) if table.device == "cpu" else 1.0
     costs = table.costs(slower, faster)
+    seconds = min(_MOST_S, max(_LEAST_S, question.room_seconds / rooms))
+    seeds = 3 if rooms <= _SEEDED_APART else 1
     outcomes = [
         Simulation(
             costs,
@@ -158,8 +167,8 @@ def simulate(table: DeviceTable, question: Question, rooms: int, faster: dict[St
             random.Random(f"{question.seed} {number}").uniform,
             habits=habits(table, question),
             limits=table.limits(),
-        ).run(_SECONDS)
-        for number in range(_SEEDS)
+        ).run(seconds / seeds)
+        for number in range(seeds)
     ]
     return _row(rooms, outcomes, question, others)
 
@@ -211,12 +220,12 @@ def _row(rooms: int, outcomes: list[Outcome], question: Question, cpu: float) ->
     )
 
 
-def _most(holds: Callable[[int], bool], start: int = 1) -> int:
-    """The most rooms that hold, up to ``MOST_ROOMS``; 0 for none."""
+def _most(holds: Callable[[int], bool], limit: int, start: int = 1) -> int:
+    """The most rooms that hold, up to ``limit``; 0 for none."""
     low, high = 0, start
-    while high <= MOST_ROOMS and holds(high):
+    while high <= limit and holds(high):
         low, high = high, high * 2
-    high = min(high, MOST_ROOMS + 1)
+    high = min(high, limit + 1)
     while high - low > 1:
         middle = (low + high) // 2
         if holds(middle):
