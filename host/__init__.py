@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from host.job.context import JobContext, JobProcess
     from host.job.pipeline import VoiceSession
     from host.job.settings import SessionSettings
+    from host.job.transcripts import UserTranscript
     from host.options import JobExecutorType, WorkerOptions, WorkerPermissions, WorkerType
     from host.program import run_worker
     from host.request import AssignmentTimeoutError, JobAcceptArguments, JobRequest, NoCapacityError
@@ -32,6 +33,7 @@ __all__ = [
     "LoadParts",
     "NoCapacityError",
     "SessionSettings",
+    "UserTranscript",
     "VoiceAgent",
     "VoiceSession",
     "Worker",
@@ -52,6 +54,7 @@ _HOMES = {
     "LoadParts": "host.capacity",
     "NoCapacityError": "host.request",
     "SessionSettings": "host.job.settings",
+    "UserTranscript": "host.job.transcripts",
     "VoiceAgent": "host.job.agent",
     "VoiceSession": "host.job.pipeline",
     "Worker": "host.worker",

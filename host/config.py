@@ -36,6 +36,7 @@ from host.options import (
     WorkerPermissions,
     WorkerType,
 )
+from host.threads import SPIN_COUNT
 
 if TYPE_CHECKING:
     from host.agent_file import AgentFunctions
@@ -276,10 +277,14 @@ def inference_environment() -> dict[str, str]:
     """The environment of the inference process.
 
     Teams of threads that spin at barriers cost a factor of thirty as soon as another process wants a
-    core, so the spin is bounded; and no library asks a hub or reports to its maker.
+    core, so the spin is bounded; and no library asks a hub or reports to its maker. The libraries read this
+    when they are loaded, so it must be there when the process starts.
     """
     return {
-        "GOMP_SPINCOUNT": "10000",
+        "GOMP_SPINCOUNT": str(SPIN_COUNT),
+        # numpy multiplies Whisper's filters in half a millisecond on one thread; its own team spins without bound,
+        # and took 40 to 1,000 of them beside a busy process.
+        "OPENBLAS_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
         "HF_HUB_OFFLINE": "1",

@@ -15,6 +15,7 @@ from host.job.functions import import_path, reference_of
 from host.options import WorkerOptions
 from host.runtime_dir import runtime_dir
 from host.supervisor_options import SupervisorOptions
+from host.threads import thread_teams
 from inference.wire.supervision import InitializeInference
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _reference(option: str, function: Callable[..., Any] | str | None) -> str:
 
 def _inference(config: Config, profile: ResolvedProfile, folder: Path, log_level: str) -> InitializeInference:
     """The inference process's first message; its socket lies in ``folder``, private to this user."""
-    cores = config.cores()
+    teams = thread_teams(config.cores())
     socket_path = str(folder / "inference.sock")
     if len(os.fsencode(socket_path)) > _LONGEST_SOCKET_PATH:
         raise ConfigError(
@@ -123,8 +124,8 @@ def _inference(config: Config, profile: ResolvedProfile, folder: Path, log_level
         socket_path=socket_path,
         token=secrets.token_urlsafe(32),
         device=config.inference.device,
-        threads=config.inference.threads or cores,
-        llm_threads=config.inference.llm_threads or max(1, cores - 1),
+        threads=config.inference.threads or teams.speech,
+        llm_threads=config.inference.llm_threads or teams.language,
         max_rooms=config.inference.max_rooms,
         context_tokens=config.inference.context_tokens,
         resident_rooms=config.inference.resident_rooms,

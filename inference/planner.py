@@ -15,9 +15,10 @@ text for a room with speech buffered             when 0.8 s are left
 a guess at what will be asked for                when it will be; never, if nobody ever waits
 ===============================================  ============================================
 
+Of each room one request of an engine counts at a time, the oldest that somebody waits for; the rest waits behind it.
+
 Earliest deadline first; then, in the same way, what *greedy* rooms want: those that have had more device time than
-``GREEDY`` times the mean of all others, as far as it is not forgotten. They get what the others leave. Of each room
-only the most urgent task of a stage counts; what it has piled up behind that waits.
+``GREEDY`` times the mean of all others, as far as it is not forgotten. They get what the others leave.
 
 The first task brings its peers of the same stage along as one batch, and whoever else rides nearly for free.
 
@@ -205,14 +206,12 @@ class Planner:
         if not tasks:
             return None
         greedy = self.greedy(now)
-
-        def order(task: Task) -> tuple[bool, float, float, int]:
-            return task.room in greedy, task.deadline(now), task.since, task.request
-
-        heads: dict[tuple[int, Stage], Task] = {}
-        for task in sorted(tasks, key=order):
-            heads.setdefault((task.room, task.stage), task)
-        first, *others = heads.values()
+        heads: dict[tuple[int, Kind], Task] = {}
+        for task in sorted(tasks, key=lambda task: (task.is_guess(now), task.request)):
+            heads.setdefault((task.room, KIND_OF[task.stage]), task)
+        first, *others = sorted(
+            heads.values(), key=lambda task: (task.room in greedy, task.deadline(now), task.since, task.request)
+        )
         if now < self._courteous_until and (first.room in greedy or first.wanted == math.inf):
             return Hold(self._courteous_until)
         batch = [first]

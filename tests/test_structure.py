@@ -29,6 +29,7 @@ PURE = (
     "host/capacity.py",
     "host/options.py",
     "host/observer.py",
+    "host/threads.py",
     "host/job/turn.py",
     "host/job/chat.py",
     "host/job/speech.py",

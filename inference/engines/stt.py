@@ -32,6 +32,7 @@ from inference.engines.base import (
     Utterance,
     transcribe_in_steps,
 )
+from inference.engines.whisper_audio import stack_encoded
 from inference.engines.whisper_features import FRAMES_PER_S, LogMel, log_mel
 from inference.engines.whisper_search import TIMESTAMP_S, Piece, Search, Text, Transcribing, spoken
 
@@ -202,20 +203,18 @@ class WhisperSpeechToText:
         return [one for one in waiting if _search(one).window_s <= longest][: self.max_encode]
 
     def _decode_batch(self, waiting: Sequence[Transcribing]) -> list[Transcribing]:
-        """Those that are searched together: in the same way as the first, in windows of the same length.
+        """Those that are searched together: in the same way as the first, in windows like the first one's.
 
         A beam takes as many rows of the batch as it is wide.
         """
-        first = _search(waiting[0])
-        frames = _encoded(waiting[0]).shape[1]
-        rows = max(1, self.max_batch // first.beam)
+        first, frames = _search(waiting[0]), _encoded(waiting[0]).shape[1]
         alike = [
             one
             for one in waiting
-            if _encoded(one).shape[1] == frames
-            and (_search(one).beam, _search(one).no_repeat) == (first.beam, first.no_repeat)
+            if (_search(one).beam, _search(one).no_repeat) == (first.beam, first.no_repeat)
+            and frames / 2 <= _encoded(one).shape[1] <= frames * 2
         ]
-        return alike[:rows]
+        return alike[: max(1, self.max_batch // first.beam)]
 
     def _encode(self, batch: Sequence[Transcribing]) -> None:
         pieces = [_piece(one) for one in batch]
@@ -227,7 +226,7 @@ class WhisperSpeechToText:
             piece.encoded = encoded[index : index + 1]
 
     def _decode(self, batch: Sequence[Transcribing]) -> None:
-        encoded = self._view(np.concatenate([_encoded(one) for one in batch]))
+        encoded = self._view(stack_encoded([_encoded(one) for one in batch]))
         if any(not one.language for one in batch):
             for one, scores in zip(batch, self._whisper.detect_language(encoded), strict=True):
                 one.language = one.language or scores[0][0].strip("<|>")
@@ -248,9 +247,12 @@ class WhisperSpeechToText:
             suppress_tokens=self._suppressed,
             max_initial_timestamp_index=round(LATEST_START_S / TIMESTAMP_S),
         )
-        for one, tokenizer, result in zip(batch, tokenizers, results, strict=True):
-            piece = _piece(one)
-            piece.learn(_text(result, tokenizer, piece.seconds))
+        texts = [
+            _text(result, tokenizer, _piece(one).seconds)
+            for one, tokenizer, result in zip(batch, tokenizers, results, strict=True)
+        ]
+        for one, text in zip(batch, texts, strict=True):
+            _piece(one).learn(text)
 
     def _view(self, array: NDArray[np.generic]) -> Any:
         return self._ct2.StorageView.from_array(np.ascontiguousarray(array))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inference.engines.base import SAMPLE_RATE, Audio
 
@@ -13,7 +15,7 @@ WINDOW_FLOOR_S: Final = 7.5
 made as many errors as 30 s did (base: 3.7 % against 3.8 %, greedy)."""
 
 WINDOW_STEP_S: Final = 2.5
-"""Windows are rounded up to a multiple of this, so that utterances of similar length share a batch."""
+"""Windows are rounded up to a multiple of this."""
 
 FULL_WINDOW_S: Final = 30.0
 """The window Whisper was trained on, and the longest its positions allow."""
@@ -31,12 +33,35 @@ SILENCE_PEAK: Final = 1e-3
 """Audio that never exceeds this (-60 dB) is silence; Whisper would still answer "you"."""
 
 _BLOCK: Final = SAMPLE_RATE // 10
+_ENCODED_PER_S: Final = 50
 
 
 def window_s(seconds: float) -> float:
     """The window for so much audio, in seconds."""
     steps = -(-(seconds + SLACK_S) // WINDOW_STEP_S)
     return min(FULL_WINDOW_S, max(WINDOW_FLOOR_S, steps * WINDOW_STEP_S))
+
+
+def stack_encoded(rows: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+    """One batch (utterances, frames, width) of the encoder's outputs (1, frames, width), which may differ in frames.
+
+    The decoder wants rows of one length and knows no padding. Every window ends in silence (``SLACK_S``), so a
+    shorter row goes on with its own last second, back and forth. On the 220 clips that made as many errors as
+    windows of one length did (3.5 to 4.0 % for 2.5 to 10 s of it, against 3.7 to 4.3 %); the last frame
+    repeated made half as many again.
+    """
+    longest = max(row.shape[1] for row in rows)
+    return np.concatenate([_lengthened(row, longest) for row in rows])
+
+
+def _lengthened(row: NDArray[np.generic], frames: int) -> NDArray[np.generic]:
+    missing = frames - row.shape[1]
+    if not missing:
+        return row
+    last = row[:, -_ENCODED_PER_S:]
+    there_and_back = np.concatenate([last[:, ::-1], last], axis=1)
+    times = -(-missing // there_and_back.shape[1])
+    return np.concatenate([row, np.tile(there_and_back, (1, times, 1))[:, :missing]], axis=1)
 
 
 def is_audible(audio: Audio) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from inference.wire import messages as m
 from inference.wire import supervision as s
 from inference.wire.errors import LocalProtocolError, RemoteProtocolError
-from inference.wire.tlv import HEADER, Message, decode_body, decode_header, encode
+from inference.wire.tlv import HEADER, Message, decode_body, decode_header, decode_numbers, encode
 
 
 class Role(enum.Enum):
@@ -209,6 +209,12 @@ class Connection:
 
     def next_event(self) -> Received | Signal:
         """The next message, or why there is none. Raises ``RemoteProtocolError`` on garbage."""
+        if not self._buffer and not self._descriptors and not self._eof:
+            return Signal.NEED_DATA
+        if numbers := decode_numbers(self._buffer):
+            message, end = numbers
+            del self._buffer[:end]
+            return self._received(message, ())
         if len(self._buffer) < HEADER.size:
             return self._starved()
         cls, length = decode_header(self._buffer)
@@ -224,18 +230,21 @@ class Connection:
                     f"{cls.__name__} came with {len(self._descriptors)} descriptors; it needs {cls.DESCRIPTORS}"
                 )
             descriptors = tuple(self._descriptors.popleft() for _ in range(cls.DESCRIPTORS))
-        try:
-            self._step(self.role.peer, self._peers, message)
-        except _IllegalError as exc:
-            self._descriptors.extend(descriptors)
-            raise RemoteProtocolError(str(exc)) from None
-        return Received(message, descriptors)
+        return self._received(message, descriptors)
 
     def stray_descriptors(self) -> tuple[int, ...]:
         """Descriptors that belong to no message; the shell closes them when the connection ends."""
         strays = tuple(self._descriptors)
         self._descriptors.clear()
         return strays
+
+    def _received(self, message: Message, descriptors: tuple[int, ...]) -> Received:
+        try:
+            self._step(self.role.peer, self._peers, message)
+        except _IllegalError as exc:
+            self._descriptors.extend(descriptors)
+            raise RemoteProtocolError(str(exc)) from None
+        return Received(message, descriptors)
 
     def _starved(self) -> Signal:
         # Descriptors come with the first byte of their frame, so with no frame begun none may be left over:
@@ -256,17 +265,17 @@ class Connection:
             raise _IllegalError(f"{kind.__name__} is not legal from the {sender.value} in state {self.state.value}")
         number: int | None = getattr(message, "request", None)
         if number is not None:
-            self._track(kind, number)
+            if kind in self._protocol.replies:
+                if number <= self._last_request:
+                    raise _IllegalError(f"{kind.__name__} {number}: the last request was {self._last_request}")
+                self._last_request = number
+                self._open[number] = kind
+            else:
+                self._answer(kind, number)
         if follows is not self._state:
             self.state = follows
 
-    def _track(self, kind: type[Message], number: int) -> None:
-        if kind in self._protocol.replies:
-            if number <= self._last_request:
-                raise _IllegalError(f"{kind.__name__} {number}: the last request was {self._last_request}")
-            self._last_request = number
-            self._open[number] = kind
-            return
+    def _answer(self, kind: type[Message], number: int) -> None:
         asked = self._open.get(number)
         if asked is None:
             raise _IllegalError(f"{kind.__name__} for request {number}, which is not open")

@@ -19,6 +19,7 @@ _READS_AT_ONCE = 8
 _MESSAGES_AT_ONCE = 32
 """As many are received without a wait; then the rest of the loop has its turn, too."""
 _MAX_DESCRIPTORS = 8
+_DESCRIPTORS_SPACE = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
 _MAX_WAITING_BYTES = 8 << 20
 """A peer that leaves more than this unread is cut off, so that it cannot eat this process's memory."""
 _MAX_WAITING_MESSAGES = 256
@@ -151,17 +152,18 @@ class MessageStream:
                 return
             if self._handle is None:
                 self._wake.set()
-            elif not self._handing_over:
+                continue
+            if not self._handing_over:
                 self._hand_over()
+            # Who waits for what was handed over has its turn before the next look.
+            break
         self._loop.call_soon(self._on_readable)
 
     def _read(self) -> bool:
         """Take one piece from the socket. False when there is none now."""
         descriptors: list[int] = []
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(
-                _READ_BYTES, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, _DESCRIPTORS_SPACE, socket.MSG_CMSG_CLOEXEC)
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     descriptors.extend(array.array("i", content[: len(content) - len(content) % 4]))

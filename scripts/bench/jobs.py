@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """How long a job waits for its process, and what the processes cost. Needs no models and no LiveKit server.
 
-    python scripts/bench/jobs.py [--jobs 200]
+    python scripts/bench/jobs.py [--jobs 200] [--turns 4] [--livekit]
 
 The real supervisor, fork server, inference process (with its made-up engines) and job processes; the agent
 notes the time at which its entrypoint runs, and returns. Linux has one monotonic clock for all processes.
+Then the built-in agent holds a conversation of ``--turns`` in a local room, and its process is weighed all the while;
+with ``--livekit`` another one in a room of a livekit-server (``scripts/install_livekit_server.sh``), for comparison.
 The last line is one JSON object; ``bars`` are what must hold.
 """
 
@@ -19,23 +21,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import psutil
+from conversing import Weight, in_livekit_room, in_local_room, nothing
 from livekit.protocol.agent import Job
 from livekit.protocol.models import Room
 from report import ROOT, Bar, console, finish, hardware, percentile, table, warn_if_busy
 
+from host.options import BUILT_IN_AGENT
 from host.supervisor import Supervisor, SupervisorOptions
-from inference.wire.supervision import InitializeInference, JobUpdate, StartJob
+from inference.wire.supervision import InitializeInference, StartJob
 
 WARM_UP_JOBS = 5
 COLD_JOBS = 10
 ENTRYPOINT_P95_MS = 50.0
 SUPERVISOR_MB = 60.0
 IDLE_JOB_MB = 8.0
+CONVERSATION_MB = 25.0
 STOCK = "livekit-agents 1.8.9"
 STOCK_MB = {"supervisor": 125.0, "idle job": 37.0}
 DEADLINE_S = 30.0
@@ -77,10 +82,6 @@ class Entrypoints:
 
     def close(self) -> None:
         self._socket.close()
-
-
-async def nothing(_: JobUpdate) -> None:
-    """What a job reports is not sent anywhere."""
 
 
 async def eventually(condition: Callable[[], bool], what: str) -> None:
@@ -216,13 +217,28 @@ async def measure(count: int) -> tuple[Times, Times, list[float], float]:
             entrypoints.close()
 
 
+async def weigh_conversations(turns: int, livekit: bool) -> dict[str, Weight]:
+    """Of a job in each kind of room."""
+    weights = {}
+    for name, hold in (("local room", in_local_room), ("LiveKit room", in_livekit_room)):
+        if name == "local room" or livekit:
+            with tempfile.TemporaryDirectory(prefix="roomful-bench-") as folder:
+                options = replace(supervisor_options(Path(folder), 1), entrypoint=BUILT_IN_AGENT, prewarm="")
+                weights[name] = await hold(options, turns)
+    return weights
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200, help="jobs in a prewarmed process (default 200)")
-    count = max(1, parser.parse_args().jobs)
+    parser.add_argument("--turns", type=int, default=4, help="of the conversation in which a job is weighed")
+    parser.add_argument("--livekit", action="store_true", help="a conversation in a LiveKit room, too")
+    arguments = parser.parse_args()
+    count = max(1, arguments.jobs)
     console.print(hardware())
     warn_if_busy()
     warm, cold, idle_mb, host_mb = asyncio.run(measure(count))
+    weights = asyncio.run(weigh_conversations(max(1, arguments.turns), arguments.livekit))
     table(
         "Jobs",
         ("from … to", "jobs", "p50", "p95", "max", "mean"),
@@ -234,6 +250,14 @@ def main() -> int:
         "milliseconds",
     )
     console.print(f"{warm.jobs_per_second:.1f} jobs a second, one after another, without waiting for the pool")
+    table(
+        "A job in a conversation, USS in MB",
+        ("where", "turns", "idle before", "peak", "made of"),
+        [
+            (where, w.turns, w.idle_mb, w.peak_mb, ", ".join(f"{name} {mb:.1f}" for name, mb in w.parts_mb.items()))
+            for where, w in weights.items()
+        ],
+    )
     console.print(stock())
     bars = [
         Bar(
@@ -244,6 +268,7 @@ def main() -> int:
         ),
         Bar("supervisor (host serve), RSS", host_mb, "MB", SUPERVISOR_MB),
         Bar("idle job process, USS", max(idle_mb), "MB", IDLE_JOB_MB),
+        Bar("job in a conversation, local room, USS, peak", weights["local room"].peak_mb, "MB", CONVERSATION_MB),
     ]
     return finish("jobs", bars)
 

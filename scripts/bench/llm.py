@@ -2,13 +2,17 @@
 """What the rooms' conversations cost the language model.
 
     python scripts/bench/llm.py [--rooms 8] [--turns 6] [--repeats 3] [--profile cpu-small] [--device cpu]
+    python scripts/bench/llm.py --kv | --parking | --grammar        other tables, see llm_parts.py
 
 Every room has a conversation of its own, and all ask at the same moment, the worst case. Compared are
 
 * our engine: all rooms in one batch, each with its KV cache, the system prompt decoded once;
-* a bare loop: the very same batches (recorded from our engine, with its cuts and copies of the KV cache)
-  through ``llama_decode`` and nothing else: no sampling, no text, no Python between the calls that is not the
-  call's own. What our engine loses against it is its overhead;
+* a bare loop: each of our engine's steps is repeated at once in a second context of the same model and size, as
+  nothing but its calls of ``llama_decode`` and its cuts and copies of the KV cache: the same tokens at the same
+  places, no sampling, no text, no Python that is not the calls' own. The two take turns step by step, some
+  milliseconds apart, so both see the same machine. The share is that of the bare step's time in ours (without
+  the time that taking notes for it cost), the median over the steps of all repeats. Most steps are one token a
+  room, where our own work weighs most;
 * the stock way: one ``Llama``, ``create_chat_completion``, the rooms served in turn.
 
 The last line is one JSON object; ``bars`` are what must hold.
@@ -28,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import llm_parts
 from report import Bar, console, finish, hardware, percentile, table, versions, warn_if_busy
 from sides import give_back, in_process
 
@@ -71,7 +76,8 @@ def question(room: int, turn: int) -> str:
 class Run:
     """One run of all conversations, in seconds and tokens."""
 
-    seconds: float = 0.0
+    steps: list[tuple[int, float, float]] = field(default_factory=list)
+    """Of each step: rows of its batch, seconds that ours took, seconds that the bare one took."""
     tokens: int = 0
     first_token_s: list[float] = field(default_factory=list)
     extra_prefill: list[int] = field(default_factory=list)
@@ -79,10 +85,11 @@ class Run:
     prefill: list[int] = field(default_factory=list)
 
 
-def converse(engine: LlamaLanguageModel, rooms: int, turns: int) -> Run:
-    """All rooms ask at once and are answered; then all ask again."""
+def converse(engine: LlamaLanguageModel, rooms: int, turns: int, shadow: Shadow) -> Run:
+    """All rooms ask at once and are answered; then all ask again. ``shadow`` repeats each step."""
     for room in range(rooms):
         engine.release(room)
+    shadow.repeat()
     run = Run()
     chats = [[Message("system", SYSTEM)] for _ in range(rooms)]
     in_cache = [0] * rooms
@@ -93,12 +100,21 @@ def converse(engine: LlamaLanguageModel, rooms: int, turns: int) -> Run:
         began = time.perf_counter()
         for room, chat in enumerate(chats):
             engine.start(room, room, chat, SAMPLING)
+        taken = time.perf_counter() - began - shadow.noting_s()
+        waited = 0.0
         while engine.running():
-            for out in engine.step():
+            began = time.perf_counter()
+            outs = engine.step()
+            taken += time.perf_counter() - began - shadow.noting_s()
+            waited += taken
+            rows = shadow.rows()
+            run.steps.append((rows, taken, shadow.repeat()))
+            taken = 0.0
+            for out in outs:
                 if isinstance(out, GenerationFailed):
                     raise SystemExit(f"room {out.request}: {out.error}")
                 if out.text and not replies[out.request]:
-                    run.first_token_s.append(time.perf_counter() - began)
+                    run.first_token_s.append(waited)
                 replies[out.request] += out.text
                 if out.finish is not None:
                     room = out.request
@@ -108,7 +124,6 @@ def converse(engine: LlamaLanguageModel, rooms: int, turns: int) -> Run:
                         run.extra_prefill.append(in_cache[room] - out.cached_tokens)
                     # The last token is sampled and not decoded.
                     in_cache[room] = out.prompt_tokens + out.completion_tokens - 1
-        run.seconds += time.perf_counter() - began
         for room, chat in enumerate(chats):
             chat.append(Message("assistant", replies[room]))
     return run
@@ -117,39 +132,82 @@ def converse(engine: LlamaLanguageModel, rooms: int, turns: int) -> Run:
 # --- the bare loop --------------------------------------------------------------------------------
 
 
-Operation = tuple[str, Any]
+class Shadow:
+    """A second context that does what the engine's did, in nothing but the calls that did it.
 
+    While it is ``watching`` every call that changes the engine's context is noted, with copies of its arguments.
+    """
 
-@contextmanager
-def recorded(lib: Any) -> Iterator[list[Operation]]:
-    """Everything that is done to the context while it lasts: batches, and cuts and copies of the KV cache."""
-    operations: list[Operation] = []
-    names = ("llama_decode", "llama_memory_seq_rm", "llama_memory_seq_cp", "llama_memory_seq_add")
-    real: dict[str, Callable[..., Any]] = {name: getattr(lib, name) for name in names}
+    NAMES = ("llama_decode", "llama_memory_seq_rm", "llama_memory_seq_cp", "llama_memory_seq_add")
 
-    def decode(context: Any, batch: Any) -> Any:
-        count = batch.n_tokens
-        sequences = [batch.seq_id[row][0] for row in range(count)]
-        operations.append(
-            ("llama_decode", (batch.token[:count], batch.pos[:count], sequences, bytes(batch.logits[:count])))
-        )
-        return real["llama_decode"](context, batch)
+    def __init__(self, lib: Any, model: Any, parameters: Any) -> None:
+        self._lib = lib
+        self._context = lib.llama_init_from_model(model, parameters)
+        self._memory = lib.llama_get_memory(self._context)
+        self._real: dict[str, Callable[..., Any]] = {name: getattr(lib, name) for name in self.NAMES}
+        self._calls: list[Callable[[], Any]] = []
+        self._batches: list[Any] = []
+        self._noting_s = 0.0
 
-    def other(name: str) -> Callable[..., Any]:
-        def call(memory: Any, *arguments: int) -> Any:
-            operations.append((name, arguments))
-            return real[name](memory, *arguments)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note the calls made through the binding."""
+        try:
+            for name in self.NAMES:
+                setattr(self._lib, name, functools.partial(self._note, name))
+            yield
+        finally:
+            for name, function in self._real.items():
+                setattr(self._lib, name, function)
 
-        return call
+    def _note(self, name: str, owner: Any, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        real = self._real[name]
+        if name == "llama_decode":
+            batch = self._copy(arguments[0])
+            self._batches.append(batch)
+            self._calls.append(functools.partial(real, self._context, batch))
+        else:
+            self._calls.append(functools.partial(real, self._memory, *arguments))
+        self._noting_s += time.perf_counter() - began
+        result = real(owner, *arguments)
+        if name == "llama_decode":
+            # On a GPU llama_decode returns early; the engine would wait in its sampler.
+            self._lib.llama_synchronize(owner)
+        return result
 
-    try:
-        lib.llama_decode = decode
-        for name in names[1:]:
-            setattr(lib, name, other(name))
-        yield operations
-    finally:
-        for name, function in real.items():
-            setattr(lib, name, function)
+    def _copy(self, given: Any) -> Any:
+        batch = self._lib.llama_batch_init(given.n_tokens, 0, 1)
+        batch.n_tokens = given.n_tokens
+        for row in range(given.n_tokens):
+            batch.token[row], batch.pos[row], batch.logits[row] = given.token[row], given.pos[row], given.logits[row]
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, given.seq_id[row][0]
+        return batch
+
+    def noting_s(self) -> float:
+        """Seconds spent on noting since the last time this was asked."""
+        noting, self._noting_s = self._noting_s, 0.0
+        return noting
+
+    def rows(self) -> int:
+        """Tokens in the batches that wait to be repeated."""
+        return sum(batch.n_tokens for batch in self._batches)
+
+    def repeat(self) -> float:
+        """Make the noted calls; returns the seconds that they took."""
+        began = time.perf_counter()
+        for call in self._calls:
+            call()
+        self._lib.llama_synchronize(self._context)
+        taken = time.perf_counter() - began
+        for batch in self._batches:
+            self._lib.llama_batch_free(batch)
+        self._calls, self._batches = [], []
+        return taken
+
+    def close(self) -> None:
+        """Free the context."""
+        self._lib.llama_free(self._context)
 
 
 def load(engine: LlamaLanguageModel, arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -172,86 +230,24 @@ def load(engine: LlamaLanguageModel, arguments: argparse.Namespace) -> tuple[Any
     return made[-1]
 
 
-class BareLoop:
-    """A context like our engine's, and recorded operations, ready to be called one after the other.
-
-    ``before``: what led to the state of the KV cache that ``operations`` begin with.
-    """
-
-    def __init__(self, model: Any, parameters: Any, before: list[Operation], operations: list[Operation]) -> None:
-        import llama_cpp
-
-        self._lib = llama_cpp
-        self._context = llama_cpp.llama_init_from_model(model, parameters)
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._keep: list[Any] = []
-        for call in self._prepared(before):
-            call()
-        self._calls = self._prepared(operations)
-
-    def _prepared(self, operations: list[Operation]) -> list[Callable[[], Any]]:
-        calls: list[Callable[[], Any]] = []
-        for name, arguments in operations:
-            if name == "llama_decode":
-                calls.append(functools.partial(self._lib.llama_decode, self._context, self._batch(*arguments)))
-            else:
-                calls.append(functools.partial(getattr(self._lib, name), self._memory, *arguments))
-        return calls
-
-    def _batch(self, tokens: list[int], positions: list[int], sequences: list[int], logits: bytes) -> Any:
-        batch = self._lib.llama_batch_init(len(tokens), 0, 1)
-        self._keep.append(batch)
-        batch.n_tokens = len(tokens)
-        for row, (token, position, sequence) in enumerate(zip(tokens, positions, sequences, strict=True)):
-            batch.token[row], batch.pos[row], batch.logits[row] = token, position, logits[row]
-            batch.n_seq_id[row], batch.seq_id[row][0] = 1, sequence
-        return batch
-
-    def run(self) -> float:
-        """Seconds for all of it; it begins with emptying the rooms' KV caches, so it can be run again."""
-        began = time.perf_counter()
-        for call in self._calls:
-            call()
-        # llama_decode returns before a GPU has finished.
-        self._lib.llama_synchronize(self._context)
-        return time.perf_counter() - began
-
-    def close(self) -> None:
-        """Free batches and context."""
-        for batch in self._keep:
-            self._lib.llama_batch_free(batch)
-        self._lib.llama_free(self._context)
-
-
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Our engine and the bare loop, in turns, so that both see the same machine."""
     import llama_cpp
 
     engine = LlamaLanguageModel()
-    model, parameters = load(engine, arguments)
-    with recorded(llama_cpp) as before:
-        cold = converse(engine, arguments.rooms, arguments.turns)
-    with recorded(llama_cpp) as operations:
-        converse(engine, arguments.rooms, arguments.turns)
-    bare = BareLoop(model, parameters, before, operations)
-    bare.run()
-    runs, bare_s = [], []
-    for _ in range(arguments.repeats):
-        runs.append(converse(engine, arguments.rooms, arguments.turns))
-        bare_s.append(bare.run())
-    bare.close()
+    shadow = Shadow(llama_cpp, *load(engine, arguments))
+    with shadow.watching():
+        cold = converse(engine, arguments.rooms, arguments.turns, shadow)
+        runs = [converse(engine, arguments.rooms, arguments.turns, shadow) for _ in range(arguments.repeats)]
+    shadow.close()
     engine.close()
-    rows = [len(given[0]) for name, given in operations if name == "llama_decode"]
     return {
-        "tokens": runs[0].tokens,
-        "seconds": [run.seconds for run in runs],
-        "bare_seconds": bare_s,
+        "tokens": [run.tokens for run in runs],
+        "steps": [run.steps for run in runs],
         "first_token_s": [value for run in runs for value in run.first_token_s],
-        "extra_prefill": runs[0].extra_prefill,
+        "extra_prefill": [value for run in runs for value in run.extra_prefill],
         "prefill": runs[0].prefill,
         "cold_prefill": cold.prefill,
-        "decodes": len(rows),
-        "rows": sum(rows),
     }
 
 
@@ -292,12 +288,16 @@ def main() -> int:
     parser.add_argument("--profile", default="cpu-small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--speech", type=Path, help="taken as by the other benches; text needs no recordings")
-    parser.add_argument("--side", choices=("ours", "stock"), help=argparse.SUPPRESS)
+    parser.add_argument("--kv", action="store_true", help="instead: one KV cache for all rooms, or one each")
+    parser.add_argument("--parking", action="store_true", help="instead: idle rooms in host memory and back")
+    parser.add_argument("--grammar", action="store_true", help="instead: answers that obey a JSON schema")
+    parser.add_argument("--side", choices=("ours", "stock", "kv", "parking", "grammar"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.threads:
         arguments.threads = len(os.sched_getaffinity(0))
     if arguments.side:
-        give_back(ours(arguments) if arguments.side == "ours" else stock(arguments))
+        sides = {"ours": ours, "stock": stock, **llm_parts.SIDES}
+        give_back(sides[arguments.side](arguments))
         return 0
 
     console.print(hardware())
@@ -307,18 +307,31 @@ def main() -> int:
     given = [
         f"--{key}={getattr(arguments, key)}" for key in ("rooms", "turns", "repeats", "threads", "profile", "device")
     ]
+    for part, show in llm_parts.TABLES.items():
+        if getattr(arguments, part):
+            return finish("llm", show(in_process(__file__, *given, f"--side={part}", ours=True)))
+    return compare(arguments, given)
+
+
+def compare(arguments: argparse.Namespace, given: list[str]) -> int:
+    """Ours, the bare loop and the stock way."""
     theirs = in_process(__file__, *given, "--side=stock", ours=False)
     us = in_process(__file__, *given, "--side=ours", ours=True)
 
-    our_s, bare_s = statistics.median(us["seconds"]), statistics.median(us["bare_seconds"])
-    share = statistics.median(bare / ours for bare, ours in zip(us["bare_seconds"], us["seconds"], strict=True))
+    steps = [step for run in us["steps"] for step in run]
+    share = statistics.median(bare / ours for _, ours, bare in steps)
     first, stock_first = percentile(us["first_token_s"], 0.95), percentile(theirs["first_token_s"], 0.95)
+    quickest = []
+    for side in (2, 1):
+        seconds = [sum(step[side] for step in run) for run in us["steps"]]
+        quickest.append(max((tokens / taken, taken) for tokens, taken in zip(us["tokens"], seconds, strict=True)))
+    (bare_rate, bare_s), (our_rate, our_s) = quickest
     table(
-        "Conversations of all rooms, with their prompts",
+        "Conversations of all rooms, with their prompts; the quickest repeat of each",
         ("", "tokens/s", "first token p50 ms", "first token p95 ms", "seconds"),
         [
-            ("bare loop", us["tokens"] / bare_s, "", "", bare_s),
-            ("ours", us["tokens"] / our_s, 1e3 * percentile(us["first_token_s"], 0.5), 1e3 * first, our_s),
+            ("bare loop", bare_rate, "", "", bare_s),
+            ("ours", our_rate, 1e3 * percentile(us["first_token_s"], 0.5), 1e3 * first, our_s),
             (
                 "stock, in turn",
                 theirs["tokens"] / theirs["seconds"],
@@ -327,7 +340,26 @@ def main() -> int:
                 theirs["seconds"],
             ),
         ],
-        f"{us['decodes']} calls of llama_decode with {us['rows']} tokens; {us['tokens']} tokens answered",
+    )
+    kinds = {
+        "one token a room": [step for step in steps if step[0] == arguments.rooms],
+        "with prompts": [step for step in steps if step[0] > arguments.rooms],
+    }
+    table(
+        f"Steps of all {arguments.repeats} repeats, medians",
+        ("", "steps", "ours ms", "bare ms", "beyond ms", "share", "p10", "p90"),
+        [
+            (
+                name,
+                len(some),
+                1e3 * statistics.median(ours for _, ours, _ in some),
+                1e3 * statistics.median(bare for _, _, bare in some),
+                1e3 * statistics.median(ours - bare for _, ours, bare in some),
+                *(percentile([bare / ours for _, ours, bare in some], at) for at in (0.5, 0.1, 0.9)),
+            )
+            for name, some in kinds.items()
+            if some
+        ],
     )
     for name, prefill in (("for the first time", us["cold_prefill"]), ("when others have gone before", us["prefill"])):
         turns = [sum(prefill[start : start + arguments.rooms]) for start in range(0, len(prefill), arguments.rooms)]

@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,37 +109,30 @@ def ours(arguments: argparse.Namespace, recordings: Sequence[Recording]) -> dict
     return run | {"rooms_s": chosen["rooms_s"], "waited_s": chosen["waited_s"]}
 
 
-def longest_ms(quanta: Sequence[tuple[SttStep, int, float]], kind: SttStep) -> float:
-    """The longest quantum of ``kind``."""
-    return max((ms for other, _, ms in quanta if other == kind), default=0.0)
-
-
 def show_quanta(runs: Sequence[dict[str, Any]], recordings: Sequence[Recording], rooms: int) -> None:
-    """How long the device lane is held: medians over the repeats of the longest quantum."""
+    """How long one quantum holds the device lane, alone and in batches: of its median and the longest, the medians."""
 
-    def median(values: Iterable[float]) -> float:
-        return statistics.median(values)
+    def held(quanta: Sequence[Sequence[tuple[SttStep, int, float]]]) -> list[float]:
+        cells = []
+        for kind in ("encode", "decode"):
+            ms = [[took for other, _, took in run if other == kind] for run in quanta]
+            cells += [statistics.median(statistics.median(run) for run in ms), statistics.median(map(max, ms))]
+        return cells
 
     short = [recording.name for recording in recordings if recording.seconds <= SHORT_S]
     rows: list[tuple[str | float, ...]] = []
-    for what, names in ((f"alone, at most {SHORT_S:g} s", short), ("alone, all", [r.name for r in recordings])):
+    for what, names in ((f"≤ {SHORT_S:g} s", short), ("all", [recording.name for recording in recordings])):
         alone = [[quantum for name in names for quantum in run["alone"][name]] for run in runs]
-        rows.append((what, *(median(longest_ms(quanta, kind) for quanta in alone) for kind in ("encode", "decode"))))
-    rows = [(*row, "", "") for row in rows]
+        rows.append((what, *held(alone), "", ""))
+    count = sum(map(len, at_once(recordings, rooms)))
     for size in runs[0]["by_batch"]:
         together = [run["by_batch"][size] for run in runs]
-        count = sum(map(len, at_once(recordings, rooms)))
-        rows.append(
-            (
-                f"{rooms} rooms, decoded by {size}",
-                *(median(longest_ms(each["quanta"], kind) for each in together) for kind in ("encode", "decode")),
-                count / median(each["rooms_s"] for each in together),
-                median(percentile(each["waited_s"], 0.5) for each in together),
-            )
-        )
+        rate = count / statistics.median(each["rooms_s"] for each in together)
+        waited_s = statistics.median(percentile(each["waited_s"], 0.5) for each in together)
+        rows.append((f"by {size}", *held([each["quanta"] for each in together]), rate, waited_s))
     table(
-        "The longest quantum",
-        ("", "encode ms", "decode ms", "utterances/s", "text after s, p50"),
+        f"Quanta in ms; {rooms} rooms: utterances per s, seconds to the text",
+        ("", "encode", "longest", "decode", "longest", "per s", "text after"),
         rows,
         f"goal: {QUANTUM_MS:g} ms for utterances up to {SHORT_S:g} s; the engine decodes by {runs[0]['max_batch']}",
     )

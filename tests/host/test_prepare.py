@@ -94,7 +94,7 @@ def test_the_inference_process_is_told_what_is_configured() -> None:
     assert told(config(inference={"initialize_timeout": 9.0})).inference_initialize_timeout == 9.0
 
 
-@pytest.mark.parametrize(("num_cpus", "threads", "llm_threads"), [(0.5, 1, 1), (1, 1, 1), (2.5, 3, 2), (16, 16, 15)])
+@pytest.mark.parametrize(("num_cpus", "threads", "llm_threads"), [(0.5, 1, 1), (1, 1, 1), (2.5, 3, 2), (16, 12, 12)])
 def test_threads_are_chosen_by_the_cpus(num_cpus: float, threads: int, llm_threads: int) -> None:
     settings = told(config(num_cpus=num_cpus)).inference
     assert (settings.threads, settings.llm_threads) == (threads, llm_threads)

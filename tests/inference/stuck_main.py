@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from inference import main, runner
 from inference.engines import fake
-from inference.engines.base import EngineError, EngineOptions, Transcription, Utterance
+from inference.engines.base import EngineOptions, TranscriptFailed, TranscriptOut, Utterance
 from inference.runner import Engines
 
 LIMIT_S = 1.0
@@ -24,10 +24,14 @@ class StuckVoiceActivity(fake.FakeVoiceActivity):
 
 
 class StuckSpeechToText(fake.FakeSpeechToText):
-    def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcription | EngineError]:
-        if any(len(utterance.audio) == 8_000 for utterance in utterances):
+    def start(self, request: int, utterance: Utterance) -> None:
+        super().start(request, utterance)
+        self.sticks = len(utterance.audio) == 8_000
+
+    def step(self, requests: Sequence[int]) -> list[TranscriptOut | TranscriptFailed]:
+        if self.sticks:
             time.sleep(3600)
-        return super().transcribe(utterances)
+        return super().step(requests)
 
 
 def make_engines(_kind: str) -> Engines:

@@ -12,7 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.costs import CostTable, Stage
-from inference.planner import COURTESY_S, GREEDY, GUESS_S, MODEST_S, USAGE_S, Hold, Planner, Quantum, Task, Why
+from inference.planner import (
+    COURTESY_S,
+    GREEDY,
+    GUESS_S,
+    KIND_OF,
+    MODEST_S,
+    USAGE_S,
+    Hold,
+    Kind,
+    Planner,
+    Quantum,
+    Task,
+    Why,
+)
 from tests.inference.devices import LIMITS, small_cpu, true_cost
 
 NOW = 100.0
@@ -158,9 +171,12 @@ def test_a_room_with_speech_buffered_rides_along_only_where_it_costs_next_to_not
     assert chosen(silent, buffered, by=planner(gpu)) == (1, 2)
 
 
-def test_of_each_room_only_the_most_urgent_task_of_a_stage_counts() -> None:
+def test_of_each_room_one_request_of_an_engine_counts_the_oldest_that_somebody_waits_for() -> None:
     pile = [task(WORDS, n, NOW - 5, room=1) for n in range(6)]
     assert chosen(*pile, task(WORDS, 10, NOW - 0.1, room=2)) == (0, 10)
+    assert chosen(task(WORDS, 1, NOW, room=1), task(ENCODE, 2, NOW - 0.05, room=1)) == (1,)
+    assert chosen(guess(1), task(ENCODE, 2, room=1)) == (2,)
+    assert chosen(task(PREFILL, 1, NOW - 9, wanted=math.inf), task(PREFILL, 2, room=1)) == (2,)
 
 
 # --- shares ---------------------------------------------------------------------------------------
@@ -274,7 +290,10 @@ def test_what_is_decided_makes_sense(tasks: list[Task], usage: list[float]) -> N
     assert len(batch) <= LIMITS.get(decided.stage, math.inf)
     assert decided.cost_s == by.costs.predict(decided.stage, len(batch))
     first, greedy = batch[0], by.greedy(NOW)
-    best = [task for task in tasks if task.room not in greedy] or tasks
+    heads: dict[tuple[int, Kind], Task] = {}
+    for one in sorted(tasks, key=lambda task: (task.is_guess(NOW), task.request)):
+        heads.setdefault((one.room, KIND_OF[one.stage]), one)
+    best = [task for task in heads.values() if task.room not in greedy] or list(heads.values())
     assert first in best, "a greedy room goes after all others"
     assert first.deadline(NOW) == min(task.deadline(NOW) for task in best)
     assert (decided.why is Why.GREEDY) == (first.room in greedy)
@@ -291,7 +310,7 @@ class Endless:
         self.now = 0.0
         self.got: dict[int, float] = defaultdict(float)
         self.longest_wait: dict[int, float] = defaultdict(float)
-        numbers = itertools.count(1)
+        self.numbers = numbers = itertools.count(1)
         self.tasks = {
             number: Task(stage, number, room, 0.0)
             for room, (stages, pile) in enumerate(zip(rooms, piles, strict=True))
@@ -314,9 +333,10 @@ class Endless:
             for room in decided.rooms:
                 self.got[room] += cost / len(decided.rooms)
             for request in decided.requests:
-                old = self.tasks[request]
+                old = self.tasks.pop(request)
                 self.longest_wait[old.room] = max(self.longest_wait[old.room], self.now - old.since)
-                self.tasks[request] = Task(old.stage, request, old.room, self.now)
+                number = next(self.numbers)
+                self.tasks[number] = Task(old.stage, number, old.room, self.now)
 
 
 WANTS = st.lists(

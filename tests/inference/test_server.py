@@ -300,7 +300,7 @@ async def test_a_lane_that_is_stuck_ends_the_process_with_its_stack_in_the_log(t
             with pytest.raises(InferenceUnavailableError):
                 await room.transcribe(0, 8_000)
         told = await logged(process, "a quantum has not ended for")
-        assert "in transcribe\n    time.sleep(3600)" in told
+        assert "in step\n    time.sleep(3600)" in told
 
 
 async def test_stats_count_rooms(process: InferenceProcess) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Call:
         *,
         interrupt_after_s: float | None = None,
         response_timeout_s: float = 10.0,
+        settings: SessionSettings | None = None,
     ) -> None:
         self.out = str(tmp_path / "out.wav")
         self.record = str(tmp_path / "record.wav")
@@ -68,7 +70,7 @@ class Call:
             JobProcess(),
             process.settings.socket_path,
             process.settings.token,
-            SessionSettings(),
+            settings or SessionSettings(),
             self.report,
         )
 
@@ -201,6 +203,25 @@ async def test_a_pause_shorter_than_the_endpointing_delay_is_one_turn(
     await call.hold()
     (turn,) = call.turns
     assert turn.audio_s == pytest.approx(1.55, abs=0.07)
+
+
+async def test_partial_transcripts_are_published_while_the_caller_speaks(
+    process: InferenceProcess, tmp_path: Path
+) -> None:
+    loud = np.where(np.arange(48_000) % 40 < 20, 8_000, -8_000).astype(np.int16)
+    write_wave(str(tmp_path / "long.wav"), loud, 16_000)
+    call = Call(process, tmp_path, [str(tmp_path / "long.wav")], settings=SessionSettings(partial_transcripts=True))
+    await call.hold()
+    (turn,) = call.turns
+    mine = [(note.segment, note.text, note.final) for note in call.room.transcripts if note.side == "user"]
+    assert mine[-1] == ("user-1", turn.transcript, True)
+    partial = mine[:-1]
+    assert 2 <= len(partial) <= 3
+    assert all(segment == "user-1" and not final for segment, _, final in partial)
+    # Each heard what there was: about a second more than the one before.
+    heard = [int(text.split()[1]) for _, text, _ in partial]
+    assert 1000 <= heard[0] < 1500
+    assert all(900 <= later - earlier < 1500 for earlier, later in itertools.pairwise(heard))
 
 
 async def test_silence_is_never_a_turn(process: InferenceProcess, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from inference.engines.json_schema import integers_between, schema_to_grammar
     [
         'root ::= "yes" | "no"',
         '# no "\nroot ::= (answer | [^"\\]]+ .)? # more\nanswer ::= "a\\"b" x{2,3} x{2} x*\nx ::= [\\x41-\\u00e9]{2,}',
+        'root ::= "a"? b? c* ("d" e)*\nb ::= "x"? "y"? "z"?\nc ::= "c"\ne ::= "" | "e"',
         'root ::= one\n  | two\none ::= "1"\ntwo ::= "2"',
     ],
 )
@@ -40,6 +41,10 @@ def test_a_grammar_passes(grammar: str) -> None:
         ("root ::= " + "(" * 5000, "more than 100 parentheses deep"),
         ('root ::= "a"{3,99999}', "repeats more than 2000 times"),
         ('root ::= "a"{99999999999999999999}', "repeats more than 2000 times"),
+        ("root ::= a a a a\na ::= b? b? b? b?\nb ::= c?\nc ::= [a-z]?", "too ambiguous"),
+        ('root ::= x "a"\nx ::= "" | x', "rules that can be empty lead to one another"),
+        ('root ::= ("a"*)*', "rule root: * repeats what can be empty"),
+        ('root ::= ("a" | ""){3,9}', "rule root: {3,9} repeats what can be empty"),
         ('root ::= "a"{-1}', "cannot read '{-1}'"),
     ],
 )

@@ -186,6 +186,18 @@ def test_together_they_are_what_they_are_alone(stt: WhisperSpeechToText, recordi
         assert other.avg_logprob == pytest.approx(one.avg_logprob, abs=0.02)
 
 
+def test_windows_of_different_length_are_decoded_together(
+    stt: WhisperSpeechToText, recordings: dict[str, Audio]
+) -> None:
+    stt.start(1, Utterance(recordings["set-a-timer.wav"], "en"))
+    stt.start(2, Utterance(recordings["jfk-ask-not.wav"], "en"))
+    assert stt.step([1]) == []
+    assert stt.step([2]) == []
+    results = {out.request: out.transcription for out in stt.step([1, 2]) if isinstance(out, TranscriptOut)}
+    assert plain(results[1].text) == "set a timer for ten minutes"
+    assert plain(results[2].text).startswith("and so my fellow americans")
+
+
 def test_a_draft_is_one_search_and_says_the_same_when_it_is_easy(
     stt: WhisperSpeechToText, recordings: dict[str, Audio]
 ) -> None:

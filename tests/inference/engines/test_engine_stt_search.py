@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inference.engines.base import SAMPLE_RATE, Audio, Utterance
-from inference.engines.whisper_audio import FULL_WINDOW_S, split_at_pauses, window_s
+from inference.engines.whisper_audio import FULL_WINDOW_S, split_at_pauses, stack_encoded, window_s
 from inference.engines.whisper_search import (
     LOOP_NGRAM,
     MAX_TOKENS,
@@ -138,3 +138,16 @@ def test_every_utterance_ends() -> None:
 )
 def test_windows_leave_room_for_the_end(seconds: float, window: float) -> None:
     assert window_s(seconds) == window
+
+
+def test_shorter_rows_go_on_with_their_silence() -> None:
+    """The last second, back and forth, up to the longest row; what was encoded stays as it is."""
+    short = np.arange(60, dtype=np.float32).reshape(1, 60, 1)
+    long = np.full((1, 190, 1), 7, np.float32)
+    stacked = stack_encoded([short, long])
+    assert stacked.shape == (2, 190, 1)
+    np.testing.assert_array_equal(stacked[1:], long)
+    last = np.arange(10, 60)
+    expected = np.concatenate([np.arange(60), last[::-1], last, last[::-1][:30]])
+    np.testing.assert_array_equal(stacked[0, :, 0], expected)
+    np.testing.assert_array_equal(stack_encoded([short]), short)
