@@ -1,4 +1,6 @@
-"""The command line: ``host serve``, ``talk``, ``simulate``, ``loadtest``, ``calibrate``, ``plan``, ``status``, ``models``."""
+"""The command line: ``host serve``, ``talk``, ``simulate``, ``loadtest``, ``calibrate``, ``plan``, ``status``, and
+``models``.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from host.device_table import DeviceTable
 from inference.budget import MB, Fit, Sizes, fit
@@ -146,10 +146,20 @@ def make_plan(
     lifts = []
     if by_time < limit:
         for engine in ENGINES:
-            held = _most(lambda count, engine=engine: row(count, engine).holds(question), limit, max(1, by_time))  # type: ignore[misc]
-            lifts.append(Lift(f"{engine} twice as fast", held))
+            holds = partial(_holds_with, row, question, engine)
+            lifts.append(Lift(f"{engine} twice as fast", _most(holds, limit, max(1, by_time))))
     curve = rooms or tuple(sorted({*_curve(most), min(MOST_ROOMS, most + 1)}))
-    return Plan(most, tuple(row(count) for count in curve), tuple(bounds), tuple(lifts), memory_of(table, question, max(1, most)))
+    return Plan(
+        most,
+        tuple(row(count) for count in curve),
+        tuple(bounds),
+        tuple(lifts),
+        memory_of(table, question, max(1, most)),
+    )
+
+
+def _holds_with(row: Callable[[int, str], Row], question: Question, engine: str, rooms: int) -> bool:
+    return row(rooms, engine).holds(question)
 
 
 def simulate(table: DeviceTable, question: Question, rooms: int, faster: dict[Stage, float] | None = None) -> Row:

@@ -370,7 +370,7 @@ class Simulation:
         if not room.answered:
             room.answered = True
             self._responses.append(self.now - room.last_sound)
-            if self._uniform(0.0, 1.0) < self._habits.interrupts:
+            if self._habits.interrupts and self._uniform(0.0, 1.0) < self._habits.interrupts:
                 after_s = self._uniform(*self._habits.interrupts_after_s)
                 self._at_in(after_s, partial(self._interrupt, room, room.turn))
         else:

@@ -25,6 +25,7 @@ from host.plan import Plan, Question, habits, make_plan, simulate
 from inference.budget import Facts, LanguageModelFacts, TranscriberFacts, VoiceFacts
 from inference.costs import Stage
 
+
 def ask(**changes: object) -> Question:
     """A question that is answered fast."""
     return Question(**({"room_seconds": 1500.0} | changes))  # type: ignore[arg-type]
