@@ -1,4 +1,4 @@
-"""How many rooms a device holds, predicted: conversations simulated on a virtual clock, with its table of costs. Pure.
+"""How many rooms a device holds, predicted: conversations simulated on a virtual clock, with its table of costs.
 
 The planner is the one that runs live (``inference/planner.py``), the callers are those of the load test by their
 numbers (``host/loadtest/callers.py``).

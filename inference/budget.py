@@ -167,6 +167,8 @@ class Fit:
     """Of ``context_tokens`` each."""
     context_tokens: int
     """For each of ``max_rooms``."""
+    least: int
+    """Bytes of one room of the shortest context."""
 
     @property
     def fits(self) -> bool:
@@ -196,8 +198,7 @@ class Fit:
             )
         if would:
             return f"{need}; what would fit: {', or '.join(would)}"
-        models = self.budget.total - sizes.max_rooms * self.budget.room
-        return f"{need}; the models alone take {megabytes(models)}: only a smaller profile would fit"
+        return f"{need}; even 1 room of {CONTEXT_STEP} tokens takes {megabytes(self.least)}: take a smaller profile"
 
 
 def estimate(facts: Facts, sizes: Sizes) -> Budget:
@@ -223,7 +224,8 @@ def fit(facts: Facts, sizes: Sizes, available: int) -> Fit:
     rooms = _most(MOST_ROOMS, lambda count: fits(replace(sizes, max_rooms=count)))
     longest = max(sizes.context_tokens, facts.llm.context) // CONTEXT_STEP
     steps = _most(longest, lambda count: fits(replace(sizes, context_tokens=count * CONTEXT_STEP)))
-    return Fit(estimate(facts, sizes), available, rooms, steps * CONTEXT_STEP)
+    least = estimate(facts, replace(sizes, max_rooms=1, context_tokens=CONTEXT_STEP)).total
+    return Fit(estimate(facts, sizes), available, rooms, steps * CONTEXT_STEP, least)
 
 
 def megabytes(size: int) -> str:

@@ -133,8 +133,8 @@ def test_too_little_says_what_would_fit() -> None:
 def test_too_little_for_the_models() -> None:
     found = fit(LARGE, replace(OPTIONS, device="cuda"), 4000 * MB)
     assert (found.rooms, found.context_tokens) == (0, 0)
-    assert "of GPU memory, 4.00 GB are available; the models alone take" in str(found)
-    assert str(found).endswith("only a smaller profile would fit")
+    assert "of GPU memory, 4.00 GB are available; even 1 room of 256 tokens takes " in str(found)
+    assert str(found).endswith(": take a smaller profile")
 
 
 @pytest.mark.parametrize(
