@@ -187,6 +187,7 @@ def habits(table: DeviceTable, question: Question) -> Habits:
     """The callers of a load test, and the answers of the table's models."""
     return Habits(
         endpointing_s=question.endpointing_s,
+        prepares=True,
         answers=tuple(tuple((phrase.tokens, phrase.speech_s) for phrase in answer) for answer in table.answers),
         first_block_s=table.first_block_s,
         block_s=table.block_s,

@@ -36,6 +36,8 @@ class Habits:
     """From the last sound until the turn is over: the default of a session."""
     false_pauses: float = 0.3
     """Pauses in an utterance at which a guess is made for nothing, per turn (0 to 1)."""
+    prepares: bool = False
+    """The prompt is prefilled on the transcript of a pause, before the turn is over."""
     job_s: float = 0.002
     """From a message to a job to what it asks for next."""
     tokens: tuple[float, float] = (16, 40)
@@ -128,6 +130,9 @@ class _Room:
     """Of its transcript and the end of the turn."""
     answered: bool = False
     turn: int = 0
+    prepares: int = 0
+    """The request that prefills on the transcript of a pause, 0 for none; and whether it is done."""
+    is_prepared: bool = False
     generating: bool = False
     answer: Sequence[tuple[int, float]] = ()
     """Phrases of the answer that are not written yet."""
@@ -311,12 +316,23 @@ class Simulation:
         habits = self._habits
         room.last_sound, room.answered, room.waits_for = self.now, False, 2
         room.turn += 1
-        guess = partial(self._transcribe, room, on_end=partial(self._turn_goes_on, room))
+        room.prepares, room.is_prepared = 0, False
+        guess = partial(self._transcribe, room, on_end=partial(self._transcript_is_there, room))
         self._at_in(habits.pause_s + habits.job_s, guess)
         self._at_in(habits.endpointing_s, partial(self._turn_goes_on, room))
 
     def _transcribe(self, room: _Room, on_end: Callable[[], None] = lambda: None) -> _Ask:
         return self._ask(room.number, Stage.ENCODE, wanted=self.now + GUESS_S, on_end=on_end)
+
+    def _transcript_is_there(self, room: _Room) -> None:
+        """While the turn may still go on, what would be answered is prefilled already."""
+        if self._habits.prepares and room.waits_for == 2:
+
+            def prepared() -> None:
+                room.is_prepared = True
+
+            room.prepares = self._ask(room.number, Stage.PREFILL, wanted=math.inf, on_end=prepared).key
+        self._turn_goes_on(room)
 
     def _turn_goes_on(self, room: _Room) -> None:
         """The transcript is there, or the endpointing delay is over: with both the turn is answered."""
@@ -336,7 +352,9 @@ class Simulation:
         if habits.answers:
             room.answer = habits.answers[min(len(habits.answers) - 1, int(self._uniform(0.0, len(habits.answers))))]
             tokens, room.phrase_ends = sum(count for count, _ in room.answer), room.answer[0][0]
-        self._ask(room.number, Stage.PREFILL, tokens=tokens, on_token=partial(self._token, room))
+        self._asked.pop(room.prepares, None)
+        stage = Stage.DECODE if room.is_prepared else Stage.PREFILL
+        self._ask(room.number, stage, tokens=tokens, on_token=partial(self._token, room))
 
     def _token(self, room: _Room, left: int) -> None:
         room.generating = left > 0
