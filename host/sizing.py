@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -180,9 +181,10 @@ def _at_most(rooms: int) -> str:
 
 
 def _curve(question: Question, found: Plan) -> Table:
-    shown = Table(title="response in ms, and the time of the device", title_justify="left")
-    for heading in ("rooms", "p50", "p95", "p95 with delay", *ENGINES, "busy", "CPU beside", "holds"):
-        shown.add_column(heading, justify="right")
+    caption = "response and silence within answers in ms (silence: of a minute and room); shares of the device's time"
+    shown = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("rooms", "p50", "p95", "+ delay", "stt", "llm", "tts", "busy", "silence", "CPU", "holds"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
         holds = row.holds(question) and row.rooms <= found.rooms
         shown.add_row(
@@ -192,6 +194,7 @@ def _curve(question: Question, found: Plan) -> Table:
             f"{1000 * (row.p95_s + question.endpointing_s):.0f}",
             *(f"{row.shares[engine]:.0%}" for engine in ENGINES),
             f"{row.busy:.0%}",
+            f"{1000 * row.dry_s:.0f}",
             f"{row.cpu:.2f}",
             "yes" if holds else "no",
             style="" if holds else "dim",
@@ -202,8 +205,8 @@ def _curve(question: Question, found: Plan) -> Table:
 def costs_table(table: DeviceTable) -> Table:
     """What was measured, in ms."""
     sizes = sorted({size for known in table.stages.values() for size in known} | set(table.ticks))
-    shown = Table(title=f"{table.name}: ms of a quantum, by how many it serves", title_justify="left")
-    shown.add_column("stage")
+    shown = Table(title=f"{table.name}: ms of a quantum, by how many it serves", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("stage", no_wrap=True)
     for size in sizes:
         shown.add_column(str(size), justify="right")
     for name, known in (*table.stages.items(), ("voice activity tick", table.ticks)):
