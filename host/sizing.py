@@ -182,8 +182,8 @@ def _at_most(rooms: int) -> str:
 
 def _curve(question: Question, found: Plan) -> Table:
     caption = "response and silence within answers in ms (silence: of a minute and room); shares of the device's time"
-    shown = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("rooms", "p50", "p95", "+ delay", "stt", "llm", "tts", "busy", "silence", "CPU", "holds"):
+    shown = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for heading in ("rooms", "p50", "p95", "+delay", "stt", "llm", "tts", "busy", "silence", "CPU", "holds"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
         holds = row.holds(question) and row.rooms <= found.rooms
@@ -205,7 +205,8 @@ def _curve(question: Question, found: Plan) -> Table:
 def costs_table(table: DeviceTable) -> Table:
     """What was measured, in ms."""
     sizes = sorted({size for known in table.stages.values() for size in known} | set(table.ticks))
-    shown = Table(title=f"{table.name}: ms of a quantum, by how many it serves", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"{table.name}: ms of a quantum, by how many it serves"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     shown.add_column("stage", no_wrap=True)
     for size in sizes:
         shown.add_column(str(size), justify="right")
