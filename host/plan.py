@@ -24,7 +24,7 @@ _LEAST_S, _MOST_S = 120.0, 1800.0
 _SEEDED_APART = 16
 """So few rooms are simulated three times: their callers may happen to be in step."""
 PATH_S = 0.11
-"""What lies between the two ears of a load test and the device: the voice's leading silence (some 50 ms), how much later
+"""What lies between the ears of a load test and the device: the voice's leading silence (some 50 ms), how much later
 voice activity detection hears the last sound than a loudness threshold does, the windows and blocks of the audio. The
 difference of both in a load test with a local room; WebRTC adds its jitter buffers."""
 _HOST_CORES = 0.03
