@@ -1,4 +1,6 @@
-"""The command line: ``host serve``, ``talk``, ``simulate``, ``loadtest``, ``status`` and ``models``."""
+"""The command line: ``host serve``, ``talk``, ``simulate``, ``loadtest``, ``calibrate``, ``plan``, ``status``, and
+``models``.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,7 @@ from host.prepare import agent_functions, model_errors, prepared
 from host.serve import serve
 from host.signals import run
 from host.simulate import simulate
+from host.sizing import calibrate, plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +46,8 @@ app.add_typer(models_app, name="models")
 app.command()(serve)
 app.command()(simulate)
 app.command()(loadtest)
+app.command()(calibrate)
+app.command()(plan)
 
 
 def main() -> None:

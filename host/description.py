@@ -87,6 +87,10 @@ def _inference(now: Snapshot) -> dict[str, Any]:
         "busy": round(report.busy, 3) if report is not None else 0.0,
         "pressure": round(report.pressure, 3) if report is not None else 0.0,
         "restarts": now.inference_restarts,
+        "memory": {
+            name: getattr(report.memory, name) if report is not None else 0
+            for name in ("planned_mb", "available_mb", "room_mb", "more_rooms")
+        },
         "stages": [
             {name: getattr(stage, name) for name in ("stage", "waiting", "requests", "late", "quanta", "busy_s")}
             for stage in (report.stages if report is not None else ())

@@ -400,6 +400,22 @@ class DeviceMemory:
             logger.warning("%s", text)
 
 
+def gpu(nvml: Callable[[], Any] = _import_nvml) -> tuple[str, int]:
+    """The first GPU's name, and its memory in bytes; "" and 0 without one."""
+    try:
+        loaded = nvml()
+        loaded.nvmlInit()
+    except Exception:  # noqa: BLE001 (no module, no driver, another driver: all mean that nothing is known)
+        return "", 0
+    try:
+        handle = loaded.nvmlDeviceGetHandleByIndex(0)
+        return str(loaded.nvmlDeviceGetName(handle)), int(loaded.nvmlDeviceGetMemoryInfo(handle).total)
+    except loaded.NVMLError:
+        return "", 0
+    finally:
+        loaded.nvmlShutdown()
+
+
 def _devices(nvml: Any, pid: int) -> tuple[MemoryUse, ...]:
     handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     ours = [index for index, handle in enumerate(handles) if pid in _process_ids(nvml, handle)]

@@ -137,5 +137,6 @@ def _inference(config: Config, profile: ResolvedProfile, folder: Path, log_level
         tts_path=str(profile.tts.path),
         log_level=log_level,
         engines=config.inference.engines,
+        memory_budget_mb=config.inference.memory_budget_mb,
         trace_file=str(Path(config.inference.trace_file).expanduser().resolve()) if config.inference.trace_file else "",
     )

@@ -226,7 +226,20 @@ def _inference(inference: Mapping[str, Any]) -> RenderableType:
             f"{stage['late']:,} ({percent(late)})",
             f"{stage['quanta']:,}",
         )
-    return Group(line, table) if inference["stages"] else line
+    parts: list[RenderableType] = [line]
+    if planned := inference.get("memory", {}).get("planned_mb"):
+        parts.append(Text(_plan_of_memory(planned, inference["memory"]), "dim"))
+    if inference["stages"]:
+        parts.append(table)
+    return Group(*parts)
+
+
+def _plan_of_memory(planned: float, plan: Mapping[str, Any]) -> str:
+    more = plan["more_rooms"]
+    return (
+        f"  memory planned {memory(planned)} of {memory(plan['available_mb'])}, {memory(plan['room_mb'])} a room:"
+        f" {more or 'no'} more {'room' if more == 1 else 'rooms'} would fit"
+    )
 
 
 def _processes(processes: Iterable[Mapping[str, Any]], width: int, *, wide: bool, ascii_only: bool) -> RenderableType:

@@ -25,6 +25,28 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
     return "cuda"
 
 
+def free_gpu_memory() -> int:
+    """Bytes that are free on the first GPU that this process sees, beside its own context. Raises ``NoDeviceError``.
+
+    NVML would count devices that CUDA_VISIBLE_DEVICES hides, and not know of the context.
+    """
+    _count_gpus()
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, context = ctypes.c_int(0), ctypes.c_void_p(None)
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    # The primary context is the one that every library of this process works in; it stays.
+    for status in (
+        driver.cuDeviceGet(ctypes.byref(device), 0),
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+        driver.cuCtxPushCurrent_v2(context),
+        driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)),
+        driver.cuCtxPopCurrent_v2(ctypes.byref(context)),
+    ):
+        if status:
+            raise NoDeviceError(f"the NVIDIA driver answers with error {status} when it is asked for free memory")
+    return free.value
+
+
 def _count_gpus() -> int:
     try:
         driver = ctypes.CDLL("libcuda.so.1")

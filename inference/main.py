@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from inference.calibration import calibrate
 from inference.costs import CostTable
 from inference.device import NoDeviceError, choose_device
 from inference.engines.base import (
@@ -35,6 +36,7 @@ from inference.engines.base import (
     Utterance,
 )
 from inference.measuring import measure
+from inference.memory import NotEnoughMemoryError, check_memory, report_of
 from inference.runner import DeviceLane, Engines
 from inference.server import InferenceServer
 from inference.supervised import Supervisor, prepare_process, write_stacks_to
@@ -169,12 +171,26 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
     options = EngineOptions(
         device, settings.threads, settings.max_rooms, settings.context_tokens, settings.resident_rooms
     )
+    memory = s.MemoryReport()
+    if settings.engines == "real":
+        try:
+            found = check_memory(settings, device)
+        except (NotEnoughMemoryError, NoDeviceError) as exc:
+            return await _fail(supervisor, str(exc), EXIT_NO_DEVICE)
+        except EngineError as exc:
+            return await _fail(supervisor, str(exc), EXIT_FAILED)
+        logger.info("memory: %s", found)
+        memory = report_of(found)
 
     def come_up() -> tuple[Engines, str, CostTable]:
         engines = make_engines(settings.engines)
         load(engines, settings, options, say)
         say("warming up")
-        return engines, *warm_up(engines, settings.max_rooms)
+        warm = warm_up(engines, settings.max_rooms)
+        if settings.calibrate:
+            measured = calibrate(engines, settings.max_rooms, say).to_json()
+            loop.call_soon_threadsafe(supervisor.send, s.Calibrated(measured))
+        return engines, *warm
 
     stopping = asyncio.create_task(supervisor.stopping.wait(), name="stopping")
     try:
@@ -213,7 +229,7 @@ async def serve(supervisor: Supervisor, settings: s.InitializeInference) -> int:
         await asyncio.sleep(0)
         if not serving.done():
             supervisor.send(s.Ready(f"{device}, {settings.max_rooms} rooms, {time.monotonic() - began:.1f} s"))
-            working.add(asyncio.create_task(_report(supervisor, server, device_lane, welcome), name="report"))
+            working.add(asyncio.create_task(_report(supervisor, server, device_lane, welcome, memory), name="report"))
         await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in working:
             if task.done() and (error := task.exception()) is not None:
@@ -245,12 +261,15 @@ def _trace(path: str) -> Trace | None:
         return None
 
 
-async def _report(supervisor: Supervisor, server: InferenceServer, lane: DeviceLane, welcome: m.Welcome) -> None:
+async def _report(
+    supervisor: Supervisor, server: InferenceServer, lane: DeviceLane, welcome: m.Welcome, memory: s.MemoryReport
+) -> None:
     """Tell the supervisor how it goes, at once and then every second. Raises ``LaneError``."""
     while True:
         if failure := lane.failure():
             raise LaneError(failure)
-        supervisor.send(lane.report(welcome.device, server.rooms, welcome.max_rooms))
+        report = lane.report(welcome.device, server.rooms, welcome.max_rooms)
+        supervisor.send(dataclasses.replace(report, memory=memory))
         await asyncio.sleep(REPORT_S)
 
 

@@ -36,6 +36,8 @@ class Habits:
     """From the last sound until the turn is over: the default of a session."""
     false_pauses: float = 0.3
     """Pauses in an utterance at which a guess is made for nothing, per turn (0 to 1)."""
+    prepares: bool = False
+    """The prompt is prefilled on the transcript of a pause, before the turn is over."""
     job_s: float = 0.002
     """From a message to a job to what it asks for next."""
     tokens: tuple[float, float] = (16, 40)
@@ -56,8 +58,18 @@ class Habits:
     """In which the first utterances of all rooms end."""
     false_pause_s: float = 1.0
     """From a pause in an utterance to its last sound."""
+    answers: Sequence[Sequence[tuple[int, float]]] = ()
+    """Answers to draw from, of each phrase its tokens and its seconds of speech; none: by the numbers above."""
     thinks_s: tuple[float, float] = (1.0, 6.0)
     """From the last audio heard to the end of the next utterance."""
+    cycle_s: float = 0.0
+    """From one last sound to the next, give or take a fifth, unless the answer takes longer; 0: no cycle."""
+    interrupts: float = 0.0
+    """Answers that are interrupted (0 to 1)."""
+    interrupts_after_s: tuple[float, float] = (0.8, 2.5)
+    """Into an answer."""
+    interruption_s: tuple[float, float] = (2.0, 5.0)
+    """How long is spoken then."""
     device_varies: tuple[float, float] = (0.9, 1.15)
     """Times what the table says."""
 
@@ -117,7 +129,13 @@ class _Room:
     waits_for: int = 0
     """Of its transcript and the end of the turn."""
     answered: bool = False
+    turn: int = 0
+    prepares: int = 0
+    """The request that prefills on the transcript of a pause, 0 for none; and whether it is done."""
+    is_prepared: bool = False
     generating: bool = False
+    answer: Sequence[tuple[int, float]] = ()
+    """Phrases of the answer that are not written yet."""
     phrase: int = 0
     """Tokens of the phrase that is being written, and how many end it."""
     phrase_ends: int = 0
@@ -291,16 +309,30 @@ class Simulation:
 
     # --- a room -------------------------------------------------------------------------------------
 
-    def _last_sound(self, room: _Room) -> None:
-        """The caller's utterance ends now."""
+    def _last_sound(self, room: _Room, turn: int = 0) -> None:
+        """The caller's utterance ends now; unless the answer of ``turn`` that it follows was interrupted."""
+        if turn and turn != room.turn:
+            return
         habits = self._habits
         room.last_sound, room.answered, room.waits_for = self.now, False, 2
-        guess = partial(self._transcribe, room, on_end=partial(self._turn_goes_on, room))
+        room.turn += 1
+        room.prepares, room.is_prepared = 0, False
+        guess = partial(self._transcribe, room, on_end=partial(self._transcript_is_there, room))
         self._at_in(habits.pause_s + habits.job_s, guess)
         self._at_in(habits.endpointing_s, partial(self._turn_goes_on, room))
 
     def _transcribe(self, room: _Room, on_end: Callable[[], None] = lambda: None) -> _Ask:
         return self._ask(room.number, Stage.ENCODE, wanted=self.now + GUESS_S, on_end=on_end)
+
+    def _transcript_is_there(self, room: _Room) -> None:
+        """While the turn may still go on, what would be answered is prefilled already."""
+        if self._habits.prepares and room.waits_for == 2:
+
+            def prepared() -> None:
+                room.is_prepared = True
+
+            room.prepares = self._ask(room.number, Stage.PREFILL, wanted=math.inf, on_end=prepared).key
+        self._turn_goes_on(room)
 
     def _turn_goes_on(self, room: _Room) -> None:
         """The transcript is there, or the endpointing delay is over: with both the turn is answered."""
@@ -314,9 +346,15 @@ class Simulation:
         self._at_in(self._habits.endpointing_s, lambda: self._asked.pop(ask.key, None))
 
     def _answer(self, room: _Room) -> None:
-        room.generating, room.phrase, room.phrase_ends = True, 0, self._habits.first_phrase
-        tokens = round(self._uniform(*self._habits.tokens))
-        self._ask(room.number, Stage.PREFILL, tokens=tokens, on_token=partial(self._token, room))
+        habits = self._habits
+        room.generating, room.phrase, room.phrase_ends = True, 0, habits.first_phrase
+        tokens = round(self._uniform(*habits.tokens))
+        if habits.answers:
+            room.answer = habits.answers[min(len(habits.answers) - 1, int(self._uniform(0.0, len(habits.answers))))]
+            tokens, room.phrase_ends = sum(count for count, _ in room.answer), room.answer[0][0]
+        self._asked.pop(room.prepares, None)
+        stage = Stage.DECODE if room.is_prepared else Stage.PREFILL
+        self._ask(room.number, stage, tokens=tokens, on_token=partial(self._token, room))
 
     def _token(self, room: _Room, left: int) -> None:
         room.generating = left > 0
@@ -324,12 +362,17 @@ class Simulation:
         if room.phrase == room.phrase_ends or not left:
             speech_s = room.phrase * self._habits.token_speech_s
             room.phrase, room.phrase_ends = 0, self._habits.phrase
+            if room.answer:
+                speech_s, room.answer = room.answer[0][1], room.answer[1:]
+                room.phrase_ends = room.answer[0][0] if room.answer else 0
             room.phrases_s.append(speech_s)
             if len(room.phrases_s) == 1:
                 self._at_in(self._habits.job_s, partial(self._speak, room))
 
     def _speak(self, room: _Room) -> None:
         """A room's phrases are made one after the other."""
+        if not room.phrases_s:
+            return
         self._ask(
             room.number, Stage.FIRST_SPEECH, speech_s=room.phrases_s[0], on_end=partial(self._phrase_is_made, room)
         )
@@ -345,14 +388,30 @@ class Simulation:
         if not room.answered:
             room.answered = True
             self._responses.append(self.now - room.last_sound)
+            if self._habits.interrupts and self._uniform(0.0, 1.0) < self._habits.interrupts:
+                after_s = self._uniform(*self._habits.interrupts_after_s)
+                self._at_in(after_s, partial(self._interrupt, room, room.turn))
         else:
             self._dry_s += max(0.0, self.now - room.heard_until)
         room.heard_until = max(self.now, room.heard_until) + seconds
+
+    def _interrupt(self, room: _Room, turn: int) -> None:
+        """The caller speaks into the answer: what is left of it is dropped."""
+        if room.turn != turn:
+            return
+        for key in [key for key, ask in self._asked.items() if ask.room == room.number]:
+            del self._asked[key]
+        room.phrases_s.clear()
+        room.generating, room.answer, room.heard_until = False, (), self.now
+        room.turn += 1
+        self._at_in(self._uniform(*self._habits.interruption_s), partial(self._last_sound, room))
 
     def _listen(self, room: _Room) -> None:
         """All of the answer is made; the listener hears it to its end, thinks, and says something else."""
         habits = self._habits
         ends = room.heard_until + self._uniform(*habits.thinks_s)
+        if habits.cycle_s:
+            ends = max(ends, room.last_sound + habits.cycle_s * self._uniform(0.8, 1.2))
         if self._uniform(0.0, 1.0) < habits.false_pauses:
             self._at(max(room.heard_until, ends - habits.false_pause_s), partial(self._false_pause, room))
-        self._at(ends, partial(self._last_sound, room))
+        self._at(ends, partial(self._last_sound, room, room.turn))

@@ -47,6 +47,7 @@ PURE = (
     "host/job/spoken.py",
     "host/job/abbreviations.py",
     "inference/activity.py",
+    "inference/budget.py",
     "inference/costs.py",
     "inference/planner.py",
     "inference/reports.py",
@@ -59,7 +60,7 @@ PURE = (
 )
 """Policy: data and ``now`` in, decisions out. Whatever they import must be as pure as they are."""
 
-PLANNED = ("inference/budget.py",)
+PLANNED: tuple[str, ...] = ()
 """Named in the architecture and not written yet: pure from their first day."""
 
 PURE_LIBRARY = frozenset({
@@ -69,7 +70,11 @@ PURE_LIBRARY = frozenset({
 })  # fmt: skip
 """Standard modules that neither look at the world nor wait for it."""
 
-FROM_INFERENCE = ("inference.client", "inference.supervised", "inference.wire")
+FROM_INFERENCE = (
+    "inference.client", "inference.supervised", "inference.wire",
+    # What would fit, and how it would go: pure, and without any engine.
+    "inference.budget", "inference.costs", "inference.model_files", "inference.simulator",
+)  # fmt: skip
 """All that the outside may know of the inside."""
 
 JOB_LIBRARIES = ("numpy", "livekit.rtc", "livekit.protocol")
@@ -164,6 +169,7 @@ POWERS = (
             "host/loadtest/screen.py",
             "host/serve.py",
             "host/simulate.py",
+            "host/sizing.py",
             "host/status.py",
             "host/talk.py",
             "models/table.py",

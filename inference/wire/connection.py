@@ -129,7 +129,7 @@ SUPERVISION = Protocol(
         (Role.SERVER, State.NEW): _stay(State.NEW, *_ALIVE_CHILD),
         (Role.CLIENT, State.OPENING): _stay(State.OPENING, *_ALIVE_PARENT),
         (Role.SERVER, State.OPENING): {s.Ready: State.IDLE, s.InitializeFailed: State.CLOSED}
-        | _stay(State.OPENING, s.Progress, *_ALIVE_CHILD),
+        | _stay(State.OPENING, s.Progress, s.Calibrated, *_ALIVE_CHILD),
         (Role.CLIENT, State.IDLE): {s.StartJob: State.OPEN} | _stay(State.IDLE, *_ALIVE_PARENT),
         (Role.SERVER, State.IDLE): _stay(State.IDLE, s.InferenceReport, *_ALIVE_CHILD),
         (Role.CLIENT, State.OPEN): _stay(State.OPEN, s.JobUpdateAck, *_ALIVE_PARENT),

@@ -77,6 +77,10 @@ class InitializeInference(Message):
     resident_rooms: int = tag(17, default=0, minimum=0, maximum=255)
     trace_file: str = tag(18, default="")
     """Where the lanes write what they do and why; "" is nowhere."""
+    memory_budget_mb: float = tag(19, default=0.0, minimum=0.0)
+    """What the process may take on a CPU, in MB; 0 is no budget."""
+    calibrate: bool = tag(20, default=False)
+    """Measure what the device takes for everything, and tell it before ``Ready``: some minutes."""
 
 
 @message(211)
@@ -104,6 +108,14 @@ class Progress(Message):
     """Child → supervisor, while it comes up: what it is doing, for a person to read."""
 
     text: str = tag(1)
+
+
+@message(216)
+@dataclass(frozen=True, slots=True)
+class Calibrated(Message):
+    """Inference → supervisor, before ``Ready``, when it was asked to calibrate: ``Calibration`` as JSON."""
+
+    measured: str = tag(1)
 
 
 @message(213)
@@ -187,6 +199,21 @@ class StageReport(Struct):
     batch_items: int = tag(10, default=0)
 
 
+@declare
+@dataclass(frozen=True, slots=True)
+class MemoryReport(Struct):
+    """The device's memory as it was before the models were loaded, in MB (10^6 bytes); zeros where nobody asked.
+
+    ``planned_mb``: what the process takes at most; ``available_mb``: what was there for it; ``room_mb``: what one
+    room takes; ``more_rooms``: how many more than ``max_rooms`` would have fitted.
+    """
+
+    planned_mb: int = tag(1, default=0, minimum=0)
+    available_mb: int = tag(2, default=0, minimum=0)
+    room_mb: int = tag(3, default=0, minimum=0)
+    more_rooms: int = tag(4, default=0, minimum=0)
+
+
 @message(215)
 @dataclass(frozen=True, slots=True)
 class InferenceReport(Message):
@@ -202,6 +229,7 @@ class InferenceReport(Message):
     busy: float = tag(4, minimum=0.0, maximum=1.0)
     pressure: float = tag(5, minimum=0.0, maximum=1.0)
     stages: tuple[StageReport, ...] = tag(6, default=())
+    memory: MemoryReport = tag(7, default=MemoryReport())
 
 
 # --- one job ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import functools
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -96,3 +97,54 @@ def test_a_flood_of_a_device_that_was_full_is_no_more_than_a_ninth_room() -> Non
 def test_every_stage_takes_its_part() -> None:
     for outcome in simulated(0.7, False):
         assert outcome.stage_s.keys() == set(Stage)
+
+
+# --- what a plan asks for -------------------------------------------------------------------------
+
+STEADY = Habits(device_varies=(1.0, 1.0), false_pauses=0.0)
+ANSWERS = (((5, 1.0), (10, 2.0)),)
+
+
+def conversation(rooms: int = 1, seconds: float = SECONDS, **changes: object) -> Outcome:
+    habits = replace(STEADY, **changes)  # type: ignore[arg-type]
+    return Simulation(small_cpu(), rooms, random.Random(1).uniform, habits=habits, limits=LIMITS).run(seconds)
+
+
+def test_answers_are_as_they_are_given() -> None:
+    outcome = conversation(answers=ANSWERS, thinks_s=(1.0, 1.0))
+    expected = STEADY.endpointing_s + 0.06 + 4 * 0.0085 + 0.05 + 2 * STEADY.job_s
+    assert expected <= outcome.response_s(0.5) < expected + 0.0085
+    turns = len(outcome.responses)
+    # The first token of an answer comes with its prefill.
+    assert outcome.stage_s[Stage.DECODE] == pytest.approx(turns * 14 * 0.0085, rel=0.05)
+
+
+def test_the_prompt_is_prefilled_before_the_turn_is_over() -> None:
+    outcome = conversation(answers=ANSWERS, prepares=True)
+    expected = STEADY.endpointing_s + 5 * 0.0085 + 0.05 + 2 * STEADY.job_s
+    assert expected <= outcome.response_s(0.5) < expected + 0.0085
+    assert outcome.stage_s[Stage.PREFILL] == pytest.approx(len(outcome.responses) * 0.06, rel=0.05)
+
+
+def test_a_prompt_that_is_not_prefilled_in_time_is_prefilled_then() -> None:
+    """The transcript comes with the end of the turn."""
+    ends_s = STEADY.pause_s + STEADY.job_s + 0.01
+    outcome = conversation(answers=ANSWERS, prepares=True, endpointing_s=ends_s)
+    assert outcome.response_s(0.5) > conversation(answers=ANSWERS, prepares=True).response_s(0.5) - 0.5 + ends_s
+
+
+def test_callers_keep_to_a_cycle() -> None:
+    slow, fast = (conversation(seconds=1000.0, answers=ANSWERS, thinks_s=(0.5, 0.5), cycle_s=s) for s in (20.0, 10.0))
+    assert len(slow.responses) == pytest.approx(50, abs=3)
+    assert len(fast.responses) == pytest.approx(100, abs=5)
+    # An answer that takes longer than the cycle is listened to all the same.
+    long = conversation(seconds=1000.0, answers=(((10, 15.0),),), thinks_s=(0.5, 0.5), cycle_s=10.0)
+    assert len(long.responses) == pytest.approx(1000 / 16.3, abs=3)
+
+
+def test_who_is_interrupted_says_no_more() -> None:
+    answers = (tuple((10, 3.0) for _ in range(6)),)
+    quiet = conversation(4, answers=answers, cycle_s=10.0)
+    rude = conversation(4, answers=answers, cycle_s=10.0, interrupts=1.0, interrupts_after_s=(0.1, 0.2))
+    assert len(rude.responses) > 1.5 * len(quiet.responses)
+    assert rude.stage_s[Stage.SPEECH] / len(rude.responses) < 0.7 * quiet.stage_s[Stage.SPEECH] / len(quiet.responses)

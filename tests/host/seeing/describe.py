@@ -45,6 +45,7 @@ def description(**changes: Any) -> dict[str, Any]:
             "busy": 0.37,
             "pressure": 0.125,
             "restarts": 1,
+            "memory": {"planned_mb": 1834, "available_mb": 21_400, "room_mb": 50, "more_rooms": 247},
             "stages": [
                 {"stage": "stt", "waiting": 1, "requests": 120, "late": 3, "quanta": 118},
                 {"stage": "llm", "waiting": 2, "requests": 98, "late": 0, "quanta": 5021},

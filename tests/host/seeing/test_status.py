@@ -46,6 +46,7 @@ def test_at_80_columns() -> None:
         " takes another room",
         "",
         " inference  on cpu  2 of 8 rooms  busy 37 %  pressure 12 %  1 restart",
+        "   memory planned 1.8 GB of 21.4 GB, 50 MB a room: 247 more rooms would fit",
         "   stage  waiting  requests     late  batches",
         "   stt          1       120  3 (2 %)      118",
         "   llm          2        98  0 (0 %)    5,021",
@@ -64,8 +65,8 @@ def test_at_80_columns() -> None:
 
 def test_at_120_columns_kinds_and_jobs_are_shown_and_rooms_in_full() -> None:
     lines = shown(description(), width=120).splitlines()
-    assert re.search(r"process +kind +state +pid +room +job +memory +ping +age", lines[16])
-    assert re.search(r"job-8 +job +running +4379 +front-desk-of-the-hotel +AJ_99zzV2Xr9b +41 MB", lines[21])
+    assert re.search(r"process +kind +state +pid +room +job +memory +ping +age", lines[17])
+    assert re.search(r"job-8 +job +running +4379 +front-desk-of-the-hotel +AJ_99zzV2Xr9b +41 MB", lines[22])
 
 
 def busy() -> dict[str, Any]:

@@ -58,7 +58,7 @@ LEGAL = {
         client opening  Ping Shutdown   opening
         server opening  Ready           idle
         server opening  InitializeFailed closed
-        server opening  Progress Pong LogLine Exiting opening
+        server opening  Progress Calibrated Pong LogLine Exiting opening
         client idle     StartJob        open
         client idle     Ping Shutdown   idle
         server idle     InferenceReport Pong LogLine Exiting idle
@@ -108,6 +108,7 @@ EXAMPLES: dict[str, Message] = {
     "InitializeInference": s.InitializeInference("/s", "t", "cpu", 1, 4, 2048, "", "", "", "", "", ""),
     "InitializeJob": s.InitializeJob("", "/s", "t"),
     "Progress": s.Progress("x"),
+    "Calibrated": s.Calibrated('{"stages": {}}'),
     "Ready": s.Ready(),
     "InitializeFailed": s.InitializeFailed("x"),
     "InferenceReport": s.InferenceReport("cpu", 1, 4, 0.5, 0.0, (s.StageReport("stt", 0, 1, 0, 1, 0.1),)),

@@ -132,7 +132,7 @@ TYPE_NUMBERS = {
     "Transcribe": 30, "Transcript": 31, "Generate": 40, "TextDelta": 41, "GenerateDone": 42, "Speak": 50,
     "SpeakStarted": 51, "SpeakDone": 52, "Cancel": 60, "RequestFailed": 61, "GetStats": 70, "Stats": 71,
     "Spawn": 200, "Spawned": 201, "Reaped": 202, "SpawnFailed": 203, "InitializeInference": 210,
-    "InitializeJob": 211, "Progress": 212, "Ready": 213, "InitializeFailed": 214,
+    "InitializeJob": 211, "Progress": 212, "Calibrated": 216, "Ready": 213, "InitializeFailed": 214,
     "InferenceReport": 215, "Ping": 220, "Pong": 221,
     "LogLine": 222, "StartJob": 230, "JobUpdate": 231, "JobUpdateAck": 232, "TurnReport": 233, "Shutdown": 240,
     "Exiting": 241,
