@@ -64,6 +64,9 @@ class Inference:
     async def rooms(self, count: int) -> AsyncIterator[list[InferenceRoom]]:
         """So many rooms, each with a connection of its own, as jobs have."""
         path, token = self.settings.socket_path, self.settings.token
+        while (await self.next_report()).rooms:
+            # A place is free when the lane has ended what it did for a room that was closed.
+            continue
         async with AsyncExitStack() as stack:
             rooms = []
             for number in range(count):
