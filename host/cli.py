@@ -1,4 +1,4 @@
-"""The command line: ``host serve``, ``talk``, ``simulate``, ``status`` and ``models``."""
+"""The command line: ``host serve``, ``talk``, ``simulate``, ``loadtest``, ``status`` and ``models``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from host.flags import (
     output,
     reported,
 )
+from host.loadtest.command import loadtest
 from host.options import DEFAULT_PORT
 from host.prepare import agent_functions, model_errors, prepared
 from host.serve import serve
@@ -41,6 +42,7 @@ app.add_typer(models_app, name="models")
 
 app.command()(serve)
 app.command()(simulate)
+app.command()(loadtest)
 
 
 def main() -> None:

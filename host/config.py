@@ -84,7 +84,7 @@ class InferenceConfig(_Section, frozen=True):
     resident_rooms: Annotated[int, Meta(ge=0, le=255)] = 0
     memory_budget_mb: Megabytes = 0.0
     initialize_timeout: Seconds = 300.0
-    engines: Literal["real", "fake"] = "real"
+    engines: Literal["real", "stock", "fake"] = "real"
     trace_file: str = ""
 
 

@@ -88,7 +88,7 @@ def _inference(now: Snapshot) -> dict[str, Any]:
         "pressure": round(report.pressure, 3) if report is not None else 0.0,
         "restarts": now.inference_restarts,
         "stages": [
-            {name: getattr(stage, name) for name in ("stage", "waiting", "requests", "late", "quanta")}
+            {name: getattr(stage, name) for name in ("stage", "waiting", "requests", "late", "quanta", "busy_s")}
             for stage in (report.stages if report is not None else ())
         ],
     }

@@ -8,7 +8,7 @@
     ├── ConnectionFailedError 6   no LiveKit server at the URL, or it stayed away; `host status`: no host at the URL
     ├── AuthenticationError   7   the server refused the API key or secret
     ├── PortInUseError        8   the HTTP port is taken
-    └── ConversationError     9   `host talk`: a turn was not heard or not answered; `host simulate`: the job failed
+    └── ConversationError     9   `host talk`: no answer; `host simulate`: the job failed; `host loadtest`: cross-talk
 
 130 and 143 are interrupted by SIGINT and SIGTERM, as in a shell.
 """
@@ -63,6 +63,6 @@ class PortInUseError(HostError):
 
 
 class ConversationError(HostError):
-    """A conversation in a local room, or a simulated job, did not go as it should."""
+    """A conversation in a local room, a simulated job or a load test did not go as it should."""
 
     exit_code = 9

@@ -39,9 +39,12 @@ def simulated_job(options: WorkerOptions, room: str, participant_identity: str, 
     )
 
 
-def locally(start: StartJob, waves: Sequence[str], out: str, record: str) -> StartJob:
-    """In a room without a server: ``waves`` are the caller's turns, ``out`` and ``record`` files to write."""
-    return replace(start, transport="local", waves=tuple(waves), out=out, record=record)
+def locally(start: StartJob, waves: Sequence[str], out: str, record: str, line: str = "") -> StartJob:
+    """In a room without a server: ``waves`` are the caller's turns, ``out`` and ``record`` files to write.
+
+    With ``line`` (``unix:PATH``) the caller is another program (``host.job.room_line``).
+    """
+    return replace(start, transport="local", waves=tuple(waves), out=out, record=record, url=line)
 
 
 def joining(start: StartJob, options: WorkerOptions) -> StartJob:

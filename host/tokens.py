@@ -41,6 +41,12 @@ def job_token(api_key: str, api_secret: str, room: str, identity: str, *, permis
     return _signed(api_key, api_secret, {"kind": "agent", "video": video}, identity, _JOB_TTL_S)
 
 
+def caller_token(api_key: str, api_secret: str, room: str, identity: str) -> str:
+    """What a caller joins ``room`` with: a person's token."""
+    video = {"roomJoin": True, "room": room, **_ANYTHING}
+    return _signed(api_key, api_secret, {"video": video}, identity, _JOB_TTL_S)
+
+
 _ANYTHING = {"canPublish": True, "canSubscribe": True, "canPublishData": True}
 """The defaults of ``livekit.api.VideoGrants``, which it writes out."""
 

@@ -318,14 +318,16 @@ class Worker:
         waves: Sequence[str] = (),
         out: str = "",
         record: str = "",
+        line: str = "",
         on_update: Callable[[JobUpdate], Awaitable[None]] = _ignore_update,
     ) -> JobResult:
         """Run a job in ``room`` that no server has assigned, as soon as the host serves; returns how it ended.
 
         ``participant_identity``: whom the job is for. ``metadata``: the job's. ``local``: a room
         without a server, in which the ``waves`` are the caller's turns and the agent's speech goes to ``out`` (both
-        sides to ``record``); None is local when no server is configured. Else the room is joined with
-        a token of our own. ``on_update`` is awaited for each status.
+        sides to ``record``); with ``line`` another program is the caller (``host.job.room_line``). None is local
+        when no server is configured. Else the room is joined with a token of our own. ``on_update`` is awaited
+        for each status.
 
         Raises ``HostError`` when there is no place or no process for it, or the host ends before.
         """
@@ -333,11 +335,12 @@ class Worker:
 
         start = simulated_job(self._options, room, participant_identity, metadata)
         local = not self._options.ws_url if local is None else local
-        start = locally(start, waves, out, record) if local else joining(start, self._options)
-        await self._until_serving()
+        start = locally(start, waves, out, record, line) if local else joining(start, self._options)
+        await self.wait_serving()
         return await self._jobs.simulate(start, on_update)
 
-    async def _until_serving(self) -> None:
+    async def wait_serving(self) -> None:
+        """Return when ``run`` has brought the host up. Raises ``HostError`` when it has ended before."""
         waits = [asyncio.create_task(event.wait()) for event in (self._serving, self._over)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

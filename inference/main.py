@@ -65,7 +65,7 @@ class LaneError(Exception):
 
 
 def make_engines(kind: str) -> Engines:
-    """The real engines, or the shipped fakes."""
+    """The real engines, the stock ones (for comparison), or the shipped fakes."""
     if kind == "fake":
         from inference.engines import fake
 
@@ -77,6 +77,12 @@ def make_engines(kind: str) -> Engines:
     from inference.engines.tts import PiperTextToSpeech
     from inference.engines.vad import SileroVoiceActivity
 
+    if kind == "stock":
+        from inference.engines import stock
+
+        return Engines(
+            SileroVoiceActivity(), stock.StockSpeechToText(), stock.StockLanguageModel(), stock.StockTextToSpeech()
+        )
     return Engines(SileroVoiceActivity(), WhisperSpeechToText(), LlamaLanguageModel(), PiperTextToSpeech())
 
 

@@ -13,6 +13,8 @@ import os
 import socket
 import struct
 import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 from inference.rooms import Room
@@ -46,6 +48,8 @@ class InferenceServer:
         self._device = device
         self._vad = vad
         self._free = list(range(welcome.max_rooms - 1, -1, -1))
+        self._leaving = 0
+        self._arriving: deque[_Arrival] = deque()
         self._connections: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
         self._load = device.load()
@@ -134,6 +138,9 @@ class InferenceServer:
     async def _close(self, connection: _Connection) -> None:
         connection.stream.close()
         if connection.room is None:
+            for arrival in [arrival for arrival in self._arriving if arrival.connection is connection]:
+                self._arriving.remove(arrival)
+                arrival.discard()
             return
         room = connection.room
         self._vad.remove(room)
@@ -143,27 +150,44 @@ class InferenceServer:
         def on_released() -> None:
             loop.call_soon_threadsafe(freed.set)
 
+        self._leaving += 1
         self._device.release(room, on_released)
         room.close()
         # Only when no lane knows the slot any more may another room have it.
         await freed.wait()
+        self._leaving -= 1
         self._free.append(room.slot)
         logger.debug("room %s left slot %d", room.name, room.slot)
+        while self._arriving and self._free:
+            arrival = self._arriving.popleft()
+            if arrival.connection.stream.is_closed:
+                arrival.discard()
+            else:
+                arrival.connection.stream.send(self._take_in(arrival))
 
     # --- for a connection -------------------------------------------------------------------------
 
-    def open_room(self, connection: _Connection, ask: m.OpenRoom, descriptors: tuple[int, ...]) -> Message:
-        """Give a room a slot, or say why not."""
-        memfd, doorbell = descriptors
-        if not self._free:
-            os.close(memfd)
-            os.close(doorbell)
-            return m.RoomRefused(f"all {self._welcome.max_rooms} rooms are taken")
+    def open_room(self, connection: _Connection, ask: m.OpenRoom, descriptors: tuple[int, ...]) -> None:
+        """Give a room a slot, or say why not.
+
+        A slot whose room has just left is free when the quantum that runs has ended: who comes before that waits.
+        """
+        arrival = _Arrival(connection, ask, *descriptors)
+        if self._free:
+            connection.stream.send(self._take_in(arrival))
+        elif len(self._arriving) < self._leaving:
+            self._arriving.append(arrival)
+        else:
+            arrival.discard()
+            connection.stream.send(m.RoomRefused(f"all {self._welcome.max_rooms} rooms are taken"))
+
+    def _take_in(self, arrival: _Arrival) -> Message:
         try:
-            segment = Segment.attach(memfd, doorbell)
+            segment = Segment.attach(arrival.memfd, arrival.doorbell)
         except RingCorruptedError as exc:
             return m.RoomRefused(str(exc))
-        room = Room(ask.room, self._free.pop(), segment, connection.deliver, connection.cut_off)
+        connection = arrival.connection
+        room = Room(arrival.ask.room, self._free.pop(), segment, connection.deliver, connection.cut_off)
         connection.room = room
         self._vad.add(room)
         logger.debug("room %s has slot %d", room.name, room.slot)
@@ -199,6 +223,20 @@ class InferenceServer:
         )
 
 
+@dataclass(eq=False, slots=True)
+class _Arrival:
+    """A job that asks for a slot, with the descriptors of its room's memory."""
+
+    connection: _Connection
+    ask: m.OpenRoom
+    memfd: int
+    doorbell: int
+
+    def discard(self) -> None:
+        os.close(self.memfd)
+        os.close(self.doorbell)
+
+
 class _Connection:
     """One job: its stream, and its room once it has one."""
 
@@ -214,7 +252,7 @@ class _Connection:
             case m.GetStats() as ask:
                 self.stream.send(self._server.stats(ask))
             case m.OpenRoom() as ask:
-                self.stream.send(self._server.open_room(self, ask, received.descriptors))
+                self._server.open_room(self, ask, received.descriptors)
             case m.Listen() as ask:
                 self._server.listen(self._open_room(), ask)
             case m.Transcribe() | m.Generate() | m.Speak() as ask:

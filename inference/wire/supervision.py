@@ -70,7 +70,7 @@ class InitializeInference(Message):
     tts_name: str = tag(11)
     tts_path: str = tag(12)
     log_level: str = tag(13, default="INFO")
-    engines: Literal["real", "fake"] = tag(14, default="real")
+    engines: Literal["real", "stock", "fake"] = tag(14, default="real")
     llm_threads: int = tag(15, default=1, minimum=1)
     stacks_file: str = tag(16, default="")
     """Where the stacks go on SIGUSR1; "" is standard error."""
@@ -213,7 +213,8 @@ class StartJob(Message):
     """Supervisor → job process: take one room. ``job``: a serialized livekit.Job ("" for a local room).
 
     ``transport`` "livekit": join ``url`` with ``token``. "local": play ``waves`` as the caller's turns
-    and write the agent's speech to ``out`` (and both sides to ``record``, when given).
+    and write the agent's speech to ``out`` (and both sides to ``record``, when given); or, with a ``url``
+    ``unix:PATH``, another process is the caller (``host.job.line``).
     ``identity``, ``name``, ``metadata``, ``attributes`` (a JSON object of strings): who the agent is in the
     room, as the request was accepted. ``worker_id``: the registration that the job came by.
     """

@@ -182,11 +182,14 @@ async def test_a_republished_track_is_followed(livekit: LiveKitServer, room_name
         await room.wait_for_participant()
         listener = Listener(room)
         await until(lambda: len(listener.pcm) > RATE, 10, "half a second of the caller")
-        await caller.room.local_participant.unpublish_track(caller.publication.sid)
+        async with asyncio.timeout(20):
+            await caller.room.local_participant.unpublish_track(caller.publication.sid)
         track = rtc.LocalAudioTrack.create_audio_track("another", caller.source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
-        await caller.room.local_participant.publish_track(track, options)
-        await caller.say(tone(2.0, 300, RATE))
+        async with asyncio.timeout(20):
+            await caller.room.local_participant.publish_track(track, options)
+        async with asyncio.timeout(20):
+            await caller.say(tone(2.0, 300, RATE))
         await until(lambda: pitch(bytes(listener.pcm[-RATE:])) == pytest.approx(300, abs=5), 10, "the new track")
 
 

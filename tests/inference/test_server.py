@@ -234,6 +234,27 @@ async def test_a_room_too_many_is_refused_and_a_slot_comes_back(process: Inferen
         assert (await room.transcribe(0, 8_000)).text == "heard 500 ms"
 
 
+async def test_who_comes_before_a_slot_is_given_back_waits_for_it(tmp_path: Path) -> None:
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        inference_process(tmp_path, module="tests.inference.slow_main", max_rooms=1) as process,
+    ):
+        first = await process.connect()
+        room = await first.open_room("first")
+        room.push(tone(1))
+        asked = [asyncio.create_task(room.transcribe(0, 16_000)) for _ in range(4)]
+        await process.report(lambda report: any(stage.busy_s > 0 for stage in report.stages))
+        # In the middle of a quantum that nothing can interrupt.
+        await first.aclose()
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(ends[-1], InferenceUnavailableError)
+        async with process.room("second") as second, await process.connect() as third:
+            second.push(tone(1))
+            assert (await second.transcribe(0, 16_000)).text == "heard 1000 ms"
+            with pytest.raises(RoomRefusedError, match="all 1 rooms are taken"):
+                await third.open_room("third")
+
+
 async def test_a_wrong_token_is_refused(process: InferenceProcess) -> None:
     with pytest.raises(InferenceUnavailableError, match="wrong token"):
         await process.connect(token="guess")

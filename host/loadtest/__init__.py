@@ -1,0 +1,1 @@
+"""Virtual callers against the real process tree: how many rooms this machine holds."""
