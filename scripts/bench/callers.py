@@ -143,8 +143,10 @@ class Caller:
             hearing = group.create_task(self._hear())
             self.room.listen(min_silence_ms=ENDPOINTING_MS)
             for _ in range(turns):
-                until = time.monotonic() + self._cycle_s
-                speaking = group.create_task(self._speak(next(self._recordings), until))
+                recording = next(self._recordings)
+                # What follows the last sound must be long enough to end the turn.
+                seconds = max(self._cycle_s, recording.seconds + 2 * ENDPOINTING_MS / 1000)
+                speaking = group.create_task(self._speak(recording, time.monotonic() + seconds))
                 await self._answer()
                 await speaking
             hearing.cancel()
