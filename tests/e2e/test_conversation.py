@@ -136,7 +136,8 @@ async def test_a_caller_interrupts(livekit: LiveKitServer, host: HostProcess, ro
         shorter = min(len(heard), len(kept))
         assert word_error_rate(" ".join(kept[:shorter]), " ".join(heard[:shorter])) <= MISHEARD
         # At the caller's ear, from the first sound of the question: the way there, detection, and the way back.
-        assert silent_after_ms < 1000 * onset_s(question) + 600
+        # It is tenths of a second where the machine does nothing else; the answer would go on for seconds.
+        assert silent_after_ms < 1000 * onset_s(question) + 2000
 
         # The question is answered.
         await caller.wait(lambda: len(caller.texts(agent)) == 2, 60, "the answer")
