@@ -1,6 +1,20 @@
 """For every test: hypothesis without wall-clock limits, because the cores are shared with real processes."""
 
+import logging
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("roomful", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("roomful")
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """What configures logging takes the root logger over; give it back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -27,13 +26,3 @@ def nothing_left_open() -> Callable[[], AbstractContextManager[None]]:
         assert not left
 
     return watch
-
-
-@pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    """``forward_logs`` takes the root logger over; give it back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
