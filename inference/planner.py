@@ -17,8 +17,9 @@ a guess at what will be asked for                when it will be; never, if nobo
 
 Of each room one request of an engine counts at a time, the oldest that somebody waits for; the rest waits behind it.
 
-Earliest deadline first; then, in the same way, what *greedy* rooms want: those that have had more device time than
-``GREEDY`` times the mean of all others, as far as it is not forgotten. They get what the others leave.
+Earliest deadline first, but speech for a room that is about to run dry goes before everything; then, in the same
+way, what *greedy* rooms want: those that have had more device time than ``GREEDY`` times the mean of all others, as
+far as it is not forgotten. They get what the others leave.
 
 The first task brings its peers of the same stage along as one batch, and whoever else rides nearly for free.
 
@@ -54,6 +55,8 @@ _TURN_S = 0.1
 _AFTER_SPEECH_S = 0.2
 _ENOUGH_SPEECH_S = 0.3
 _ENOUGH_TEXT_S = 0.8
+_NEARLY_DRY_S = 0.1
+"""Of speech buffered: with less, a room falls silent in the middle of its answer if another's first speech goes before."""
 _FREE_RIDE = 0.25
 """Who is no peer joins a batch when that costs less than this share of what it costs alone."""
 
@@ -104,6 +107,10 @@ class Task:
     def is_guess(self, now: float) -> bool:
         """Whether nobody waits for it yet."""
         return now < self.wanted
+
+    def runs_dry(self) -> bool:
+        """Whether its listener is about to wait in the middle of an answer."""
+        return KIND_OF[self.stage] is Kind.TTS and 0 < self.buffered_s < _NEARLY_DRY_S
 
     def _deadline(self, now: float) -> float:
         match self.stage:
@@ -210,7 +217,14 @@ class Planner:
         for task in sorted(tasks, key=lambda task: (task.is_guess(now), task.request)):
             heads.setdefault((task.room, KIND_OF[task.stage]), task)
         first, *others = sorted(
-            heads.values(), key=lambda task: (task.room in greedy, task.deadline(now), task.since, task.request)
+            heads.values(),
+            key=lambda task: (
+                task.room in greedy,
+                not task.runs_dry(),
+                task.deadline(now),
+                task.since,
+                task.request,
+            ),
         )
         if now < self._courteous_until and (first.room in greedy or first.wanted == math.inf):
             return Hold(self._courteous_until)

@@ -89,6 +89,12 @@ def test_a_room_that_runs_dry_goes_before_one_that_just_asked() -> None:
     assert chosen(task(WORDS, 1), task(SPEECH, 2, buffered_s=0.2)) == (2,)
 
 
+def test_a_room_that_is_about_to_run_dry_goes_before_everybody() -> None:
+    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.09)) == (2,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.11)) == (1,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.09)) == (1,)
+
+
 def test_a_room_far_ahead_of_its_listener_waits_for_everything_that_somebody_wants() -> None:
     ahead = task(SPEECH, 1, NOW - 60, buffered_s=9.0)
     assert chosen(ahead, guess(2)) == (2,)
@@ -265,7 +271,7 @@ TASKS = st.lists(
         room=st.integers(0, 5),
         since=st.floats(NOW - 20, NOW),
         wanted=st.sampled_from([-math.inf, -math.inf, NOW - 0.1, NOW + 0.2, math.inf]),
-        buffered_s=st.sampled_from([0.0, 0.0, 0.4, 1.2, 3.0, 6.0]),
+        buffered_s=st.sampled_from([0.0, 0.0, 0.05, 0.4, 1.2, 3.0, 6.0]),
         speaks=st.booleans(),
     ),
     unique_by=lambda task: task.request,
@@ -295,6 +301,8 @@ def test_what_is_decided_makes_sense(tasks: list[Task], usage: list[float]) -> N
         heads.setdefault((one.room, KIND_OF[one.stage]), one)
     best = [task for task in heads.values() if task.room not in greedy] or list(heads.values())
     assert first in best, "a greedy room goes after all others"
+    best = [task for task in best if task.runs_dry()] or best
+    assert first in best, "a room that runs dry goes first"
     assert first.deadline(NOW) == min(task.deadline(NOW) for task in best)
     assert (decided.why is Why.GREEDY) == (first.room in greedy)
 
