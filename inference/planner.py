@@ -56,7 +56,7 @@ _AFTER_SPEECH_S = 0.2
 _ENOUGH_SPEECH_S = 0.3
 _ENOUGH_TEXT_S = 0.8
 _NEARLY_DRY_S = 0.1
-"""Of speech buffered: with less, a room falls silent in the middle of its answer if another's first speech goes before."""
+"""Of speech buffered: with less, a room falls silent in mid-answer if another's first speech goes before."""
 _FREE_RIDE = 0.25
 """Who is no peer joins a batch when that costs less than this share of what it costs alone."""
 
