@@ -39,7 +39,7 @@ _ACCEPT_AGAIN_S = 0.25
 
 
 class InferenceServer:
-    """Accepts connections on ``path`` until ``close``. ``welcome`` is what every job is told."""
+    """Accepts connections on ``path`` while ``serve`` runs. ``welcome`` is what every job is told."""
 
     def __init__(self, path: str, token: str, welcome: m.Welcome, device: DeviceLane, vad: VadLane) -> None:
         self._path = path
@@ -50,8 +50,6 @@ class InferenceServer:
         self._free = list(range(welcome.max_rooms - 1, -1, -1))
         self._leaving = 0
         self._arriving: deque[_Arrival] = deque()
-        self._connections: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
         self._load = device.load()
         self._load_at = time.monotonic()
 
