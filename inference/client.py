@@ -22,7 +22,7 @@ import asyncio
 import itertools
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 
 from inference.segments import Segment
@@ -56,15 +56,21 @@ class RequestFailedError(InferenceError):
 
 
 class _Replies:
-    """What came for one request and was not asked for yet. One at a time waits for the ``next``."""
+    """What came for one request and was not asked for yet. One at a time waits for the ``next``.
 
-    __slots__ = ("_came", "_waiter")
+    ``watch`` is shown everything as it comes.
+    """
+
+    __slots__ = ("_came", "_waiter", "watch")
 
     def __init__(self) -> None:
+        self.watch: Callable[[Message | InferenceError], None] | None = None
         self._came: deque[Message | InferenceError] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, reply: Message | InferenceError) -> None:
+        if self.watch is not None:
+            self.watch(reply)
         self._came.append(reply)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -208,6 +214,10 @@ class InferenceClient:
     def _cancel(self, number: int) -> None:
         if self._gone is None:
             self._send(m.Cancel(number))
+
+    def _promote(self, number: int) -> None:
+        if self._gone is None:
+            self._send(m.Promote(number))
 
     def _next(self) -> int:
         return next(self._numbers)
@@ -364,18 +374,15 @@ class InferenceRoom:
 
         ``speculative``: the caller may go on; ``partial``: the caller is still speaking.
         """
-        client = self._client
-        number = client._next()
-        replies = client._ask(m.Transcribe(number, start, end, language, speculative, partial))
-        try:
-            reply = await client._reply(replies)
-        except asyncio.CancelledError:
-            client._cancel(number)
-            raise
-        finally:
-            client._replies.pop(number, None)
-        assert isinstance(reply, m.Transcript)
-        return reply
+        return await self.listen_to(start, end, language=language, speculative=speculative, partial=partial).wait()
+
+    def listen_to(
+        self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
+    ) -> Listening:
+        """As ``transcribe``; the request is on its way when this returns, and can be promoted."""
+        number = self._client._next()
+        ask = m.Transcribe(number, start, end, language, speculative, partial)
+        return Listening(self._client, number, self._client._ask(ask))
 
     def generate(
         self,
@@ -390,6 +397,7 @@ class InferenceRoom:
         speculative: bool = False,
         grammar: str = "",
         json_schema: str = "",
+        end_of_turn: bool = False,
     ) -> Generation:
         """Answer the conversation. The request is on its way when this returns; iterate for the text.
 
@@ -408,13 +416,20 @@ class InferenceRoom:
             speculative,
             grammar,
             json_schema,
+            end_of_turn,
         )
         return Generation(self._client, number, self._client._ask(ask))
 
-    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> Phrase:
-        """Speak one phrase, after those asked for before it. The request is on its way when this returns."""
+    def speak(
+        self, text: str, *, speed: float = 1.0, volume: float = 1.0, speculative: bool = False, speaker: int = -1
+    ) -> Phrase:
+        """Speak one phrase, after those asked for before it. The request is on its way when this returns.
+
+        The settings are those of ``Speak``.
+        """
         number = self._client._next()
-        return Phrase(self._client, number, text, self._client._ask(m.Speak(number, text, speed, volume)))
+        ask = m.Speak(number, text, speed, volume, speculative, speaker)
+        return Phrase(self._client, number, text, self._client._ask(ask))
 
     # --- speech down ------------------------------------------------------------------------------
 
@@ -453,14 +468,48 @@ class InferenceRoom:
                 self._segment.answer_doorbell()
 
 
-class Generation:
-    """A reply being written. Iterate once for pieces of text; ``done`` holds the counts afterwards."""
+class Listening:
+    """An utterance being transcribed."""
 
     def __init__(self, client: InferenceClient, number: int, replies: _Replies) -> None:
-        self.done: m.GenerateDone | None = None
         self._client = client
         self._number = number
         self._replies = replies
+        self._ended = False
+
+    async def wait(self) -> m.Transcript:
+        """What was said. Call once. Raises ``InferenceError``. Cancelling the await cancels the request."""
+        try:
+            reply = await self._client._reply(self._replies)
+        except asyncio.CancelledError:
+            self._client._cancel(self._number)
+            raise
+        finally:
+            self._ended = True
+            self._client._replies.pop(self._number, None)
+        assert isinstance(reply, m.Transcript)
+        return reply
+
+    def promote(self) -> None:
+        """It was speculative or partial, and somebody waits for it. Harmless when it is done."""
+        if not self._ended:
+            self._client._promote(self._number)
+
+
+class Generation:
+    """A reply being written. Iterate once for pieces of text; ``done`` holds the counts afterwards.
+
+    ``end_of_turn``: how likely the user's message is complete, if that was asked for: known before the first text
+    comes, whether or not anybody iterates. -1 when it cannot be known. A callback of it runs in the loop's next turn.
+    """
+
+    def __init__(self, client: InferenceClient, number: int, replies: _Replies) -> None:
+        self.done: m.GenerateDone | None = None
+        self.end_of_turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._client = client
+        self._number = number
+        self._replies = replies
+        replies.watch = self._look_at
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -473,11 +522,28 @@ class Generation:
         finally:
             self.cancel()
             self._client._replies.pop(self._number, None)
+            self._know_end_of_turn(-1.0)
+
+    def promote(self) -> None:
+        """It was speculative, and somebody waits for it. Harmless when it is done."""
+        if self.done is None:
+            self._client._promote(self._number)
 
     def cancel(self) -> None:
         """Stop writing; the iteration then raises ``RequestFailedError("cancelled")``. Harmless when it is done."""
         if self.done is None:
             self._client._cancel(self._number)
+
+    def _look_at(self, reply: Message | InferenceError) -> None:
+        match reply:
+            case m.EndOfTurn(probability=probability) | m.GenerateDone(end_of_turn=probability):
+                self._know_end_of_turn(probability)
+            case m.RequestFailed() | InferenceError():
+                self._know_end_of_turn(-1.0)
+
+    def _know_end_of_turn(self, probability: float) -> None:
+        if not self.end_of_turn.done():
+            self.end_of_turn.set_result(probability)
 
 
 class Phrase:
@@ -515,6 +581,11 @@ class Phrase:
         finally:
             self._ended = True
             self._client._replies.pop(self._number, None)
+
+    def promote(self) -> None:
+        """It was speculative, and somebody waits for it. Harmless when it is done."""
+        if not self._ended:
+            self._client._promote(self._number)
 
     def cancel(self) -> None:
         """Stop synthesis. ``wait`` still returns or raises; after it nothing more of the phrase is written."""

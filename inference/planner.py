@@ -184,10 +184,13 @@ class Planner:
         self._used: dict[int, _Used] = {}
         self._courteous_until = -math.inf
 
-    def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
-        """A quantum that served ``rooms`` has taken ``seconds``: they pay for it, and the table of costs learns."""
+    def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float, *, guess: bool = False) -> None:
+        """A quantum that served ``rooms`` has taken ``seconds``: they pay for it, and the table of costs learns.
+
+        ``guess``: nobody may ever wait for what it gave, or for what is asked for next because of it.
+        """
         self.costs.learn(stage, len(rooms), seconds)
-        if stage in _GIVES_WORDS and not self.greedy(now).issuperset(rooms):
+        if stage in _GIVES_WORDS and not guess and not self.greedy(now).issuperset(rooms):
             self._courteous_until = now + COURTESY_S
         for room in rooms:
             self._used[room] = _Used(self.usage(room, now) + seconds / len(rooms), now)

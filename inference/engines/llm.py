@@ -194,7 +194,9 @@ class LlamaLanguageModel:
 
     # --- requests -----------------------------------------------------------------------------
 
-    def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
+    def start(
+        self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling, *, end_of_turn: bool = False
+    ) -> None:
         """Queue a generation that answers ``messages``; with ``max_tokens`` 0 they are only decoded.
 
         A system message alone, with ``max_tokens`` 0, is what any conversation under it begins with.
