@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from host.errors import HostError
     from host.job.agent import VoiceAgent
     from host.job.context import JobContext, JobProcess
-    from host.job.pipeline import VoiceSession
+    from host.job.session import VoiceSession
     from host.job.settings import SessionSettings
     from host.job.transcripts import UserTranscript
     from host.options import JobExecutorType, WorkerOptions, WorkerPermissions, WorkerType
@@ -56,7 +56,7 @@ _HOMES = {
     "SessionSettings": "host.job.settings",
     "UserTranscript": "host.job.transcripts",
     "VoiceAgent": "host.job.agent",
-    "VoiceSession": "host.job.pipeline",
+    "VoiceSession": "host.job.session",
     "Worker": "host.worker",
     "WorkerOptions": "host.options",
     "WorkerPermissions": "host.options",

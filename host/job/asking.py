@@ -41,10 +41,11 @@ class LanguageModel:
         self._answering = 0
         self._preparing: Generation | None = None
 
-    async def answer(self, turn: AnsweredTurn) -> AsyncGenerator[str, None]:
+    async def answer(self, turn: AnsweredTurn | None = None) -> AsyncGenerator[str, None]:
         """The model's answer to the history, which is shortened until it fits."""
         settings = self._settings
-        turn.asked, turn.first_text = self._now(), None
+        if turn is not None:
+            turn.asked, turn.first_text = self._now(), None
         self._answering += 1
         try:
             while True:

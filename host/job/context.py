@@ -13,8 +13,9 @@ from livekit.protocol.agent import Job
 
 from host.job.agent import VoiceAgent
 from host.job.link import InferenceLink
-from host.job.pipeline import VoiceSession
+from host.job.pipeline import Conversation
 from host.job.room import LocalParticipant, Room, RoomEndedError
+from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
 from host.request import JobAcceptArguments
 from inference.client import InferenceClient, InferenceError
@@ -121,15 +122,21 @@ class JobContext:
         inference = await self._while_running(self._link.open_room(self.room.name))
         await self.room.open_speech(inference.speech_rate)
         await self.wait_for_participant()
+        settings = agent.settings or self._settings
         self._session = VoiceSession(
-            self.room,
-            inference,
             agent,
-            settings=agent.settings or self._settings,
+            inference,
+            lambda dialogue: Conversation(
+                self.room,
+                inference,
+                dialogue,
+                settings=settings,
+                job_id=self.job.id,
+                attach_again=lambda: self._link.attach(inference),
+            ),
+            settings=settings,
             context_tokens=self._link.context_tokens,
-            job_id=self.job.id,
             report=self._report,
-            attach_again=lambda: self._link.attach(inference),
         )
         self._task_group().create_task(self._hold(self._session), name="session")
         return self._session

@@ -1,8 +1,10 @@
-"""One conversation: the shell that performs what ``turn`` decides.
+"""One conversation in sound: the shell that performs what ``turn`` decides.
 
     Capture ── VAD events, audio clock ──> TurnTaking ── actions ──> transcribe
-                                                               ├──> generate ─> PhraseCutter ─> Player
-                                                               └──> silence, history cut to what was heard
+                                                               ├──> Dialogue.answer ─> PhraseCutter ─> Player
+                                                               └──> silence; Dialogue.heard: what was heard
+
+It knows no agent, no history and no tools: what is said, and why, is the ``Dialogue``'s.
 
 Everything runs on the job's event loop; inputs are fed to the table one at a time, and its actions
 are performed before the next. Only what takes time (a transcription, a reply) is a task.
@@ -23,18 +25,15 @@ from contextlib import aclosing
 from typing import Any, Protocol, runtime_checkable
 
 from host.job import turn as t
-from host.job.agent import VoiceAgent
-from host.job.asking import LanguageModel
 from host.job.audio import CALLER_RATE, Capture, Player, Utterance
-from host.job.chat import ChatHistory, truncate_to_heard
-from host.job.reply import AnsweredTurn, Reply, join, whole
+from host.job.chat import truncate_to_heard
+from host.job.dialogue import Dialogue, UserState
+from host.job.reply import AnsweredTurn, Reply, join
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
 from host.job.speech import PhraseCutter, SpeakablePhrase
 from host.job.transcripts import MAX_ATTEMPTS, Transcriptions, UserTranscript
 from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, RequestFailedError
-from inference.wire.messages import ChatMessage
-from inference.wire.supervision import TurnReport
 
 logger = logging.getLogger(__name__)
 
@@ -67,36 +66,30 @@ class AnswerRecorder(Protocol):
         """Where the answer that is over lies in the recording, in seconds."""
 
 
-class VoiceSession:
-    """The agent and one caller in one room, from the greeting to the end.
+class Conversation:
+    """The agent and one caller in one room, from the greeting to the end: an ``Outlet`` of ``dialogue``.
 
     ``run`` holds the conversation until ``aclose``. When the inference process goes away, ``attach_again``
     is awaited, which opens ``inference`` again; the ``InferenceUnavailableError`` that it raises when it
-    gives up ends the conversation. ``report`` is called with each turn when it is over.
+    gives up ends the conversation.
     """
 
     def __init__(
         self,
         room: Room,
         inference: InferenceRoom,
-        agent: VoiceAgent,
+        dialogue: Dialogue,
         *,
         settings: SessionSettings,
-        context_tokens: int,
         job_id: str,
-        report: Callable[[TurnReport], None],
         attach_again: Callable[[], Awaitable[None]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        reply_tokens = min(settings.max_reply_tokens, context_tokens // 2)
-        self.history = ChatHistory(agent.instructions, context_tokens=context_tokens, reply_tokens=reply_tokens)
-        self.close_reason = ""
         self._room = room
         self._inference = inference
-        self._agent = agent
+        self._dialogue = dialogue
         self._settings = settings
         self._job_id = job_id
-        self._report = report
         self._attach_again = attach_again
         self._now = now
         self._turns = t.TurnTaking(settings.min_endpointing_delay_ms * t.SAMPLES_PER_MS, settings.allow_interruptions)
@@ -104,9 +97,7 @@ class VoiceSession:
         self._player = Player(room, inference, now)
         self._recorder = room if isinstance(room, AnswerRecorder) else None
         self._tasks: asyncio.TaskGroup | None = None
-        self._model = LanguageModel(inference, self.history, settings, reply_tokens, now)
         self._transcriptions = Transcriptions(inference, settings, self._feed, self._show_partial)
-        self._transcript_callbacks: list[Callable[[UserTranscript], None]] = []
         self._partial_segment = ""
         self._reply: Reply | None = None
         self._interrupted: Reply | None = None
@@ -114,49 +105,73 @@ class VoiceSession:
         self._turn_number = 0
         self._segments = 0
         self._event_at = 0.0
-        self._state: AgentState | None = None
+        self._agent_state: AgentState = "initializing"
+        self._user_state: UserState = "listening"
         self._notes: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._ending = asyncio.Event()
         self._ended = asyncio.Event()
-        self._failure: InferenceError | None = None
 
     def __repr__(self) -> str:
-        return f"<VoiceSession {self._room.name!r} {self._turns.state.value} turn={self._turn_number}>"
+        return f"<Conversation {self._room.name!r} {self._turns.state.value} turn={self._turn_number}>"
 
-    # --- for the agent's author ---------------------------------------------------------------------
+    # --- for the dialogue -----------------------------------------------------------------------------
 
-    async def say(self, text: str) -> str:
-        """Say ``text`` as soon as the agent listens. Returns what was heard of it, which joins the history."""
+    def say(self, reply: Reply, *, interrupt: bool = False) -> None:
+        """Queue ``reply``; it begins when the agent may speak. ``interrupt``: at once, after silence."""
         if self._ended.is_set():
-            return ""
-        reply = Reply.of(self._segment(), text)
-        self._to_say.append(reply)
+            reply.over.set()
+            return
+        if interrupt:
+            self.interrupt()
+            self._to_say.appendleft(reply)
+        else:
+            self._to_say.append(reply)
         if self._tasks is not None:
             self._feed(t.Tick(self._turns.position))
-        await reply.over.wait()
-        return reply.said
 
-    def add_transcript_callback(self, callback: Callable[[UserTranscript], None]) -> None:
-        """Have ``callback`` called with each transcript of the caller, as it comes; it must not block."""
-        self._transcript_callbacks.append(callback)
+    def interrupt(self, *, force: bool = False) -> bool:
+        """Silence: what is being said, or thought about, is over. False where that may not be interrupted."""
+        reply = self._reply
+        if reply is None:
+            return True
+        allowed = self._settings.allow_interruptions if reply.allow_interruptions is None else reply.allow_interruptions
+        if not (allowed or force):
+            return False
+        self._event_at = self._now()
+        self._note_heard()
+        self._interrupt()
+        self._report_interrupted()
+        self._feed(t.AnswerFinished())
+        return True
 
-    async def wait_closed(self) -> str:
-        """Return the reason when the conversation is over. Raises the ``InferenceError`` that ended it."""
-        await self._ended.wait()
-        if self._failure is not None:
-            raise self._failure
-        return self.close_reason
+    def end_of_turn(self, ticket: int, probability: float) -> None:
+        """So likely is what was prepared with ``ticket`` all that the caller says."""
+        logger.debug("end of turn: %d, %.2f", ticket, probability)
 
-    async def aclose(self, reason: str = "") -> None:
+    def commit_user_turn(self) -> None:
+        """The caller's turn is over, whatever the pause."""
+        raise NotImplementedError("turns are not manual")
+
+    def clear_user_turn(self) -> None:
+        """What the caller has said and was not answered yet is forgotten."""
+        raise NotImplementedError("turns are not manual")
+
+    def configure(self, settings: SessionSettings) -> None:
+        """Hold the conversation so from here on: language, voice, turn taking."""
+        self._settings = settings
+
+    async def aclose(self) -> None:
         """End the conversation: silence, and every request is cancelled. Returns when that is done."""
-        self.close_reason = self.close_reason or reason
         self._ending.set()
+        if self._tasks is None:
+            self._wind_up()
         await self._ended.wait()
 
     # --- running ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Hold the conversation until ``aclose``. Raises the ``InferenceError`` that ended it."""
+        failure: InferenceError | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -164,25 +179,21 @@ class VoiceSession:
                 tasks.create_task(self._player.run(), name="player")
                 tasks.create_task(self._capture.run(self._room.caller_audio()), name="capture")
                 tasks.create_task(self._watch_voice(), name="voice-activity")
-                if self._agent.greeting:
-                    self._to_say.appendleft(Reply.of(self._segment(), self._agent.greeting))
-                self._prepare_opening()
                 self._feed(t.Tick(self._inference.position))
                 await self._ending.wait()
                 raise _EndedError
         except* _EndedError:
             pass
         except* InferenceError as failures:
-            self._failure = _first(failures)
-            self.close_reason = str(self._failure)
+            failure = _first(failures)
         finally:
             self._wind_up()
-        if self._failure is not None:
-            raise self._failure
+        if failure is not None:
+            raise failure
 
     @property
     def _group(self) -> asyncio.TaskGroup:
-        assert self._tasks is not None, "the session is not running"
+        assert self._tasks is not None, "the conversation is not running"
         return self._tasks
 
     def _wind_up(self) -> None:
@@ -193,19 +204,13 @@ class VoiceSession:
             if reply.utterance is not None:
                 self._player.note_heard(reply.utterance)
                 self._keep_heard(reply, reply.utterance)
-            self._report_turn(reply, interrupted=True)
-            reply.over.set()
+            self._end(reply, interrupted=True)
         self._report_interrupted()
         for waiting in self._to_say:
             waiting.over.set()
         while not self._notes.empty():
             self._notes.get_nowait().close()
         self._ended.set()
-
-    def _prepare_opening(self) -> None:
-        """What every conversation begins with is read while the caller is greeted."""
-        greeting = self._agent.greeting
-        self._model.prepare(self._group, *([ChatMessage("assistant", greeting)] if greeting else []))
 
     # --- inputs ---------------------------------------------------------------------------------------
 
@@ -227,7 +232,7 @@ class VoiceSession:
                 await self._attach_again()
                 logger.info("the inference process is back after %.1f s", self._now() - began)
                 start = self._restart_detection()
-                self._model.prepare(self._group)
+                self._dialogue.prepare(0, "")
 
     def _listen(self, start: int) -> None:
         settings = self._settings
@@ -261,6 +266,7 @@ class VoiceSession:
             return
         if self._player.note_heard(reply.utterance):
             reply.first_heard = reply.utterance.first_heard
+            self._dialogue.begun(reply)
             self._feed(t.AnswerHeard())
 
     def _feed(self, event: t.Input) -> None:
@@ -282,9 +288,9 @@ class VoiceSession:
             case t.DropTranscript(ticket=ticket):
                 self._transcriptions.drop(ticket)
             case t.PrepareAnswer(text=text):
-                self._model.prepare(self._group, ChatMessage("user", text))
+                self._dialogue.prepare(0, text)
             case t.DropPreparation():
-                self._model.drop_preparation()
+                self._dialogue.drop_preparation()
             case t.CommitTurn():
                 self._answer(action)
             case t.CancelAnswer():
@@ -309,24 +315,24 @@ class VoiceSession:
             decided=self._capture.time_of(turn.decided),
             committed=self._now(),
         )
-        self.history.add_user(turn.text)
         self._show_transcript(UserTranscript(f"user-{self._turn_number}", turn.text, final=True))
-        self._start(Reply(self._segment(), self._model.answer(measured), measured))
+        self._start(self._dialogue.answer(measured))
 
     def _cancel_answer(self) -> None:
         reply = self._stop_reply()
-        assert reply.turn is not None
-        self.history.take_back_user()
         self._turn_number -= 1
+        reply.interrupted = True
+        self._dialogue.take_back(reply)
+        reply.over.set()
         if reply.utterance is not None and self._recorder is not None:
             self._recorder.end_answer()
 
     def _interrupt(self) -> None:
         reply = self._stop_reply()
+        reply.interrupted, reply.interrupted_at = True, self._event_at
         if reply.utterance is not None:
             self._keep_heard(reply, reply.utterance)
-        reply.interrupted_at = self._event_at
-        reply.over.set()
+            self._dialogue.heard(reply, over=False)
         self._interrupted = reply
         self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
 
@@ -342,15 +348,20 @@ class VoiceSession:
         return reply
 
     def _resume(self) -> None:
-        interrupted, self._interrupted = self._interrupted, None
-        assert interrupted is not None
+        reply, self._interrupted = self._interrupted, None
+        assert reply is not None
         self._withdraw_partial()
-        self._start(interrupted.rest())
+        reply.go_on()
+        self._dialogue.resumed(reply)
+        self._start(reply)
 
     # --- replies --------------------------------------------------------------------------------------
 
     def _start(self, reply: Reply) -> None:
         self._reply = reply
+        if not reply.segment:
+            self._segments += 1
+            reply.segment = f"agent-{self._segments}"
         reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
 
     async def _speak(self, reply: Reply) -> None:
@@ -397,11 +408,11 @@ class VoiceSession:
             self._finish(reply, reply.utterance, failed=True)
             return
         self._keep_heard(reply, reply.utterance)
-        if self._turns.state is t.State.THINKING and reply.turn is not None:
-            reply.begin_again(self._model.answer(reply.turn))
+        if reply.first_heard is None:
+            reply.begin_again()
         else:
-            left = reply.unsaid()
-            reply.begin_again(whole(left), left)
+            self._dialogue.heard(reply, over=False)
+            reply.go_on()
         self._start(reply)
 
     async def _write(self, reply: Reply, utterance: Utterance) -> None:
@@ -415,7 +426,7 @@ class VoiceSession:
             for phrase in phrases:
                 self._player.speak(utterance, phrase, speed=settings.speed, volume=settings.volume)
 
-        async with aclosing(reply.source) as pieces:
+        async with aclosing(reply.begin()) as pieces:
             async for text in pieces:
                 if reply.turn is not None and reply.turn.first_text is None:
                     reply.turn.first_text = self._now()
@@ -443,18 +454,16 @@ class VoiceSession:
     def _finish(self, reply: Reply, utterance: Utterance, *, failed: bool) -> None:
         self._keep_heard(reply, utterance)
         self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
-        self._report_turn(reply, interrupted=False)
+        self._reply = None
+        self._end(reply, interrupted=False)
         if not reply.said and not failed:
             logger.warning("the model had nothing to say")
-        self._reply = None
-        reply.over.set()
         self._feed(t.AnswerFinished())
 
     def _keep_heard(self, reply: Reply, utterance: Utterance) -> None:
-        """What was heard of ``utterance`` joins the reply and the history."""
+        """What was heard of ``utterance`` joins the reply."""
         rate = self._inference.speech_rate
         reply.keep_heard(utterance, truncate_to_heard(self._player.phrases_heard(utterance), rate), rate)
-        self.history.add_assistant(reply.shown.strip())
         if self._recorder is not None:
             start, end = self._recorder.end_answer()
             reply.span = (reply.span[0] if reply.span[1] else start, end)
@@ -462,16 +471,19 @@ class VoiceSession:
     # --- reports --------------------------------------------------------------------------------------
 
     def _report_interrupted(self) -> None:
-        """An interrupted turn is reported when it is clear that it is not resumed."""
+        """An interrupted reply is over when it is clear that it is not resumed."""
         reply, self._interrupted = self._interrupted, None
         if reply is not None:
-            self._report_turn(reply, interrupted=True)
+            self._end(reply, interrupted=True)
 
-    def _report_turn(self, reply: Reply, *, interrupted: bool) -> None:
+    def _end(self, reply: Reply, *, interrupted: bool) -> None:
+        reply.interrupted = interrupted
+        self._dialogue.heard(reply, over=True)
         report = reply.report(self._job_id, interrupted=interrupted)
         if report is not None:
             logger.info("turn %d: response after %.0f ms", report.turn, report.response_ms)
-            self._report(report)
+            self._dialogue.measured(report)
+        reply.over.set()
 
     # --- what the caller's client shows ---------------------------------------------------------------
 
@@ -489,24 +501,20 @@ class VoiceSession:
         if transcript.final:
             self._partial_segment = ""
         self._note(self._room.publish_transcript("user", transcript.segment, transcript.text, final=transcript.final))
-        for callback in self._transcript_callbacks:
-            try:
-                callback(transcript)
-            except Exception:
-                logger.exception("a transcript callback failed")
-
-    def _segment(self) -> str:
-        self._segments += 1
-        return f"agent-{self._segments}"
+        self._dialogue.transcribed(transcript)
 
     def _show_state(self) -> None:
         state = _AGENT_STATES[self._turns.state]
         if state == "speaking" and not self._inference.is_attached:
             # It will go on; for now it is silent.
             state = "thinking"
-        if state != self._state:
-            self._state = state
+        user: UserState = "speaking" if self._turns.state is t.State.USER_SPEAKING else "listening"
+        if (user, state) == (self._user_state, self._agent_state):
+            return
+        if state != self._agent_state:
             self._note(self._room.set_agent_state(state))
+        self._user_state, self._agent_state = user, state
+        self._dialogue.state_changed(user, state)
 
     def _note(self, note: Coroutine[Any, Any, None]) -> None:
         self._notes.put_nowait(note)
@@ -518,7 +526,7 @@ class VoiceSession:
 
 
 class _EndedError(Exception):
-    """Ends the session's task group: not a failure."""
+    """Ends the conversation's task group: not a failure."""
 
 
 def _note_silence(reply: Reply, silenced: asyncio.Task[float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from host.job.audio import Utterance
@@ -30,20 +30,24 @@ class AnsweredTurn:
 
 @dataclass(eq=False, slots=True)
 class Reply:
-    """``source`` writes it, ``segment`` names it to the caller's client, ``turn`` is None where nothing was asked.
+    """``write`` makes it (again, where it was lost unheard), ``turn`` is None where nothing was asked.
 
-    ``known``: its text, where that was known from the start. ``text``: all that was written so far
+    ``known``: its text, where that was known from the start. ``allow_interruptions``: None is as the settings
+    say. ``segment`` names it to the caller's client, once it has begun. ``source``: what writes this attempt.
+    ``text``: all that was written so far
     (``complete``: to its end). ``said``: what was heard of it, also before an interruption that it was
     resumed from; ``shown``: the same of this attempt alone, a beginning of ``text``. ``span``: where it
     lies in the room's recording, in seconds. ``before``: what was said of its text before
     this attempt. ``attempts``: how often it was begun and the inference
-    process went away. ``over`` is set when nothing more of it is heard.
+    process went away. ``interrupted``: it ended before its end. ``over`` is set when nothing more of it is heard.
     """
 
-    segment: str
-    source: AsyncGenerator[str, None]
+    write: Callable[[], AsyncGenerator[str, None]]
     turn: AnsweredTurn | None = None
     known: str = ""
+    allow_interruptions: bool | None = None
+    segment: str = ""
+    source: AsyncGenerator[str, None] | None = None
     text: str = ""
     complete: bool = False
     said: str = ""
@@ -55,15 +59,16 @@ class Reply:
     first_heard: float | None = None
     audio_s: float = 0.0
     span: tuple[float, float] = (0.0, 0.0)
+    interrupted: bool = False
     interrupted_at: float = 0.0
     silent_at: float | None = None
     attempts: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def of(cls, segment: str, text: str) -> Reply:
+    def of(cls, text: str, *, allow_interruptions: bool | None = None) -> Reply:
         """A reply whose text is known."""
-        return cls(segment, whole(text), known=text)
+        return cls(lambda: whole(text), known=text, allow_interruptions=allow_interruptions)
 
     def unsaid(self) -> str:
         """What is left to say of it: up to its last whole phrase if it was not all written."""
@@ -71,28 +76,28 @@ class Reply:
         written = self.known or (self.text if self.complete else spoken)
         return written[len(self.shown) :]
 
-    def rest(self) -> Reply:
-        """A reply that says what is left to say of this one, which was interrupted."""
-        left = self.unsaid()
-        return Reply(
-            self.segment,
-            whole(left),
-            self.turn,
-            left,
-            said=self.said,
-            first_read=self.first_read,
-            first_heard=self.first_heard,
-            audio_s=self.audio_s,
-            span=self.span,
-            before=self.before + self.shown,
-        )
+    def begin(self) -> AsyncGenerator[str, None]:
+        """What writes this attempt."""
+        if self.source is None:
+            self.source = self.write()
+        return self.source
 
-    def begin_again(self, source: AsyncGenerator[str, None], known: str = "") -> None:
-        """Its attempt has failed; ``source`` writes the next one. What was heard stays said."""
-        self.source, self.known = source, known
-        self.before = self.before + self.shown if known else ""
+    def begin_again(self) -> None:
+        """Its attempt was lost before anything of it was heard: it is written anew."""
+        self._attempt()
+        self.before = ""
+
+    def go_on(self) -> None:
+        """Its attempt was cut off: the next one says what is left of its text. What was heard stays said."""
+        left, before = self.unsaid(), self.before + self.shown
+        self._attempt()
+        self.known, self.before = left, before
+        self.source = whole(left)
+        self.interrupted, self.interrupted_at, self.silent_at = False, 0.0, None
+
+    def _attempt(self) -> None:
+        self.source = self.utterance = self.task = None
         self.text, self.complete, self.shown = "", False, ""
-        self.utterance = self.task = None
 
     def keep_heard(self, utterance: Utterance, shown: str, sample_rate: int) -> None:
         """Its utterance is over: ``shown`` is the text of it that was heard."""

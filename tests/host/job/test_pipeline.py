@@ -13,8 +13,8 @@ from livekit.protocol.agent import Job
 
 from host.job.agent import VoiceAgent
 from host.job.context import JobContext, JobOutcome, JobProcess, run_job
-from host.job.pipeline import VoiceSession
 from host.job.room_local import LocalRoom
+from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
 from host.job.waves import read_wave, write_wave
 from inference.wire.supervision import TurnReport

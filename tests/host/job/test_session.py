@@ -11,7 +11,8 @@ from typing import cast
 import pytest
 
 from host.job.agent import VoiceAgent
-from host.job.pipeline import VoiceSession
+from host.job.pipeline import Conversation
+from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
 from inference.client import InferenceRoom, InferenceUnavailableError, RequestFailedError
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
@@ -31,14 +32,20 @@ class Talk:
         self.given_up = False
         self.outages = 0
         self.session = VoiceSession(
-            self.room,
-            cast(InferenceRoom, self.inference),
             agent,
+            cast(InferenceRoom, self.inference),
+            lambda dialogue: Conversation(
+                self.room,
+                cast(InferenceRoom, self.inference),
+                dialogue,
+                settings=settings,
+                job_id="job",
+                attach_again=self.attach_again,
+                now=self.now,
+            ),
             settings=settings,
             context_tokens=context_tokens,
-            job_id="job",
             report=self.reports.append,
-            attach_again=self.attach_again,
             now=self.now,
         )
 
@@ -459,9 +466,9 @@ async def test_say_waits_for_its_turn_and_returns_what_was_heard() -> None:
         assert not saying.done()
         await until(lambda: len(talk.inference.phrases) == 2)
         await talk.hears(4 * SAMPLES_PER_CHAR)
-        await talk.starts()
+        await talk.says("Stop.")
         assert await asyncio.wait_for(saying, 10) == "The"
-        assert talk.said()[-1] == ("assistant", "Hi. The")
+        assert talk.said()[-2:] == [("assistant", "Hi. The"), ("user", "Stop.")]
 
 
 async def test_say_ends_with_the_session() -> None:
