@@ -130,7 +130,10 @@ POWERS = (
     Power(
         "WebRTC",
         ("livekit.rtc",),
-        ("host/job/room_livekit.py", "host/job/resample.py", "host/loadtest/line_livekit.py"),
+        (
+            "host/job/room_livekit.py", "host/job/room_livekit_audio.py", "host/job/room_livekit_text.py",
+            "host/job/resample.py", "host/loadtest/line_livekit.py",
+        ),
     ),
     Power(
         "shared memory",

@@ -118,6 +118,7 @@ class JobContext:
         if self._session is not None:
             raise RuntimeError("this job has its session already")
         await self.connect()
+        await self.room.set_agent_state("initializing")
         # The slot first: a caller should not be greeted by an agent that cannot hear.
         inference = await self._while_running(self._link.open_room(self.room.name))
         await self.room.open_speech(inference.speech_rate)

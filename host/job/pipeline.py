@@ -334,7 +334,8 @@ class Conversation:
             self._keep_heard(reply, reply.utterance)
             self._dialogue.heard(reply, over=False)
         self._interrupted = reply
-        self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
+        # It may be resumed: it is final when it is over.
+        self._show_reply(reply, reply.said, final=False)
 
     def _stop_reply(self) -> Reply:
         """Silence first; then nothing of the reply can come any more."""
@@ -436,24 +437,23 @@ class Conversation:
         speak(cutter.finish())
 
     async def _watch(self, reply: Reply) -> None:
-        """Note when the reply begins to be heard, and show its text as it is spoken."""
+        """Note when the reply begins to be heard, and show its text word by word, as it is heard."""
         assert reply.utterance is not None
-        begun = 0
+        rate = self._inference.speech_rate
+        shown = 0
         while True:
             self._note_heard()
             if reply.first_heard is not None:
                 self._player.note_heard(reply.utterance)
-                phrases = self._player.phrases_heard(reply.utterance)
-                count = max((n for n, phrase in enumerate(phrases, 1) if phrase.heard), default=0)
-                if count > begun:
-                    begun = count
-                    text = join(reply.said, "".join(phrase.text.shown for phrase in phrases[:count]))
-                    self._note(self._room.publish_transcript("agent", reply.segment, text, final=False))
+                heard = truncate_to_heard(self._player.phrases_heard(reply.utterance), rate)
+                # A phrase whose length is estimated may turn out to be longer: nothing shown is taken back for it.
+                if len(heard) > shown:
+                    shown = len(heard)
+                    self._show_reply(reply, join(reply.said, heard), final=False)
             await asyncio.sleep(_WATCH_S if reply.first_heard is None else 5 * _WATCH_S)
 
     def _finish(self, reply: Reply, utterance: Utterance, *, failed: bool) -> None:
         self._keep_heard(reply, utterance)
-        self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
         self._reply = None
         self._end(reply, interrupted=False)
         if not reply.said and not failed:
@@ -478,14 +478,20 @@ class Conversation:
 
     def _end(self, reply: Reply, *, interrupted: bool) -> None:
         reply.interrupted = interrupted
+        self._show_reply(reply, reply.said, final=True)
         self._dialogue.heard(reply, over=True)
         report = reply.report(self._job_id, interrupted=interrupted)
         if report is not None:
             logger.info("turn %d: response after %.0f ms", report.turn, report.response_ms)
             self._dialogue.measured(report)
+            if self._settings.publish_metrics:
+                self._note(self._room.publish_metrics(report))
         reply.over.set()
 
     # --- what the caller's client shows ---------------------------------------------------------------
+
+    def _show_reply(self, reply: Reply, text: str, *, final: bool) -> None:
+        self._note(self._room.publish_transcript("agent", reply.segment, text, final=final))
 
     def _show_partial(self, text: str) -> None:
         # The turn has no number yet; this is the one that it will have.

@@ -15,7 +15,8 @@ class SessionSettings:
     speech), ``pause_ms`` (silence before a speculative transcription starts),
     ``min_endpointing_delay_ms`` (silence after the last voiced sample that ends the caller's turn),
     ``allow_interruptions``, ``partial_transcripts`` (whether the caller is transcribed while speaking,
-    about once a second). Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
+    about once a second). Clients: ``publish_metrics`` (whether what was measured of each turn is sent into the room as
+    a data message). Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
     ``repeat_penalty``, ``seed`` (-1 draws one), ``language`` (ISO 639-1, "" detects). Voice:
     ``speed``, ``volume``. Phrases: ``first_phrase_chars`` and ``phrase_chars`` are how long a phrase
     may grow, in characters, before it is cut between words. Local room only:
@@ -29,6 +30,7 @@ class SessionSettings:
     min_endpointing_delay_ms: int = 500
     allow_interruptions: bool = True
     partial_transcripts: bool = False
+    publish_metrics: bool = False
     max_reply_tokens: int = 160
     temperature: float = 0.7
     top_p: float = 0.95

@@ -11,6 +11,7 @@ import numpy as np
 from host.job.room import AgentState, Side
 from inference.client import InferenceError, InferenceUnavailableError, RequestFailedError, VoiceEvent
 from inference.wire.messages import ChatMessage, Transcript
+from inference.wire.supervision import TurnReport
 
 RATE = 16_000
 SAMPLES_PER_CHAR = 1_000
@@ -37,11 +38,13 @@ class FakeRoom:
 
     def __init__(self) -> None:
         self.caller: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.typed: asyncio.Queue[str | None] = asyncio.Queue()
         self.queue = bytearray()
         self.heard = b""
         self.log: list[str] = []
         self.states: list[AgentState] = []
         self.transcripts: list[tuple[Side, str, str, bool]] = []
+        self.metrics: list[TurnReport] = []
         self.closed = asyncio.Event()
         self.takes_speech = asyncio.Event()
         self.takes_speech.set()
@@ -67,6 +70,10 @@ class FakeRoom:
     async def caller_audio(self) -> AsyncIterator[bytes]:
         while (block := await self.caller.get()) is not None:
             yield block
+
+    async def text_input(self) -> AsyncIterator[str]:
+        while (text := await self.typed.get()) is not None:
+            yield text
 
     async def play(self, pcm: bytes) -> None:
         await self.takes_speech.wait()
@@ -99,6 +106,9 @@ class FakeRoom:
 
     async def publish_transcript(self, side: Side, segment: str, text: str, *, final: bool) -> None:
         self.transcripts.append((side, segment, text, final))
+
+    async def publish_metrics(self, report: TurnReport) -> None:
+        self.metrics.append(report)
 
     def voices(self) -> list[int]:
         """Which phrases were heard, in order: every phrase has a sample value of its own."""

@@ -168,7 +168,7 @@ async def test_speech_starts_while_the_model_still_thinks() -> None:
     assert report.barge_in_ms == -1
     assert talk.room.transcripts[0] == ("user", "user-1", "Tell me a story.", True)
     agent = [entry for entry in talk.room.transcripts if entry[0] == "agent"]
-    assert agent[0] == ("agent", "agent-1", "Once upon a time.", False)
+    assert {entry[1] for entry in agent} == {"agent-1"}
     assert agent[-1] == ("agent", "agent-1", report.reply, True)
 
 
