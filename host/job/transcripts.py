@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from host.job import turn as t
+from host.job import turn_events as t
 from host.job.settings import SessionSettings
+from host.job.turn_rules import SAMPLE_RATE
+from host.job.user_turn import Unfinished
 from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError
 from inference.wire.messages import Transcript
 
@@ -16,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """What is asked for so often, and the inference process went away each time, may be why it did."""
-PARTIAL_EVERY = 1 * t.SAMPLE_RATE
+PARTIAL_EVERY = 1 * SAMPLE_RATE
 """Samples of speech between two partial transcripts."""
 _NO_SPEECH_PROB, _NO_SPEECH_LOGPROB = 0.6, -1.0
 """Whisper's own rule for a transcript of no speech."""
@@ -62,7 +64,7 @@ class Transcriptions:
         if (dropped := self._asked.pop(ticket, None)) is not None:
             dropped.cancel()
 
-    def follow(self, speech: t.Unfinished | None, tasks: asyncio.TaskGroup) -> None:
+    def follow(self, speech: Unfinished | None, tasks: asyncio.TaskGroup) -> None:
         """The caller speaks (None: does not): ask for a partial transcript where it is time, one at a time."""
         if not self._partial_transcripts:
             return
@@ -100,7 +102,7 @@ class Transcriptions:
                     raise
                 attempt += 1
 
-    async def _transcribe_partly(self, speech: t.Unfinished) -> None:
+    async def _transcribe_partly(self, speech: Unfinished) -> None:
         try:
             result = await self._inference.transcribe(speech.start, speech.end, language=self._language, partial=True)
         except InferenceError as exc:

@@ -6,7 +6,8 @@ import pytest
 
 from host.job.settings import SessionSettings
 from host.job.transcripts import PARTIAL_EVERY, UserTranscript
-from host.job.turn import DropPreparation, PrepareAnswer, TranscriptArrived, Unfinished
+from host.job.turn_events import DropPreparation, PrepareAnswer, TranscriptArrived
+from host.job.user_turn import Unfinished
 from inference.client import RequestFailedError
 from inference.wire.messages import SpeechPaused, SpeechResumed, SpeechStarted, Transcript
 from tests.host.job.fakes import RATE, FakeGeneration, until
@@ -27,10 +28,10 @@ def test_an_answer_is_prepared_when_all_that_was_said_is_transcribed() -> None:
     talk = Conversation()
     talk.started(1000)
     talk.paused(2000)
-    assert talk.transcript("Hello,") == [PrepareAnswer("Hello,")]
+    assert talk.transcript("Hello,") == [PrepareAnswer(1, "Hello,")]
     assert talk.resumed(2200) == [DropPreparation()]
     talk.paused(3000)
-    assert talk.transcript("Hello, what is the date?") == [PrepareAnswer("Hello, what is the date?")]
+    assert talk.transcript("Hello, what is the date?") == [PrepareAnswer(2, "Hello, what is the date?")]
     talk.until(3600)
     assert talk.state is State.THINKING
     # It is answered: there is nothing to drop but the answer.
@@ -49,7 +50,7 @@ def test_nothing_is_prepared_for_no_words_or_while_a_part_is_missing() -> None:
     # The first part was long enough to be kept.
     talk.paused(24_000)
     assert talk.transcript("later part") == []
-    assert talk.feed(TranscriptArrived(first.ticket, "first part")) == [PrepareAnswer("first part later part")]
+    assert talk.feed(TranscriptArrived(first.ticket, "first part")) == [PrepareAnswer(2, "first part later part")]
 
 
 def test_what_is_unfinished_is_what_the_caller_is_saying() -> None:
