@@ -182,6 +182,11 @@ class InferenceClient:
         return reply
 
     @property
+    def open_requests(self) -> int:
+        """How many requests have not ended yet."""
+        return len(self._replies)
+
+    @property
     def is_gone(self) -> bool:
         """Whether the connection has ended."""
         return self._gone is not None
@@ -327,6 +332,11 @@ class InferenceRoom:
         await self._attached.wait()
         if self._client._gone is not None:
             raise self._client._gone
+
+    @property
+    def open_requests(self) -> int:
+        """How many of its requests have not ended yet."""
+        return self._client.open_requests
 
     @property
     def speech_rate(self) -> int:

@@ -12,11 +12,14 @@ from typing import Any, Literal, TypeVar
 from livekit.protocol.agent import Job
 
 from host.job.agent import VoiceAgent
+from host.job.dialogue import Dialogue, Outlet
 from host.job.link import InferenceLink
 from host.job.pipeline import Conversation
 from host.job.room import LocalParticipant, Room, RoomEndedError
+from host.job.room_line import LineRoom
 from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
+from host.job.written import WrittenConversation
 from host.request import JobAcceptArguments
 from inference.client import InferenceClient, InferenceError
 from inference.wire.supervision import JobStatus, TurnReport
@@ -121,20 +124,25 @@ class JobContext:
         await self.room.set_agent_state("initializing")
         # The slot first: a caller should not be greeted by an agent that cannot hear.
         inference = await self._while_running(self._link.open_room(self.room.name))
-        await self.room.open_speech(inference.speech_rate)
+        written = isinstance(self.room, LineRoom) and self.room.written
+        if not written:
+            await self.room.open_speech(inference.speech_rate)
         await self.wait_for_participant()
         settings = agent.settings or self._settings
+
+        async def attach_again() -> None:
+            await self._link.attach(inference)
+
+        def outlet(dialogue: Dialogue) -> Outlet:
+            room, job_id = self.room, self.job.id
+            if written:
+                return WrittenConversation(room, dialogue, settings=settings, job_id=job_id, attach_again=attach_again)
+            return Conversation(room, inference, dialogue, settings=settings, job_id=job_id, attach_again=attach_again)
+
         self._session = VoiceSession(
             agent,
             inference,
-            lambda dialogue: Conversation(
-                self.room,
-                inference,
-                dialogue,
-                settings=settings,
-                job_id=self.job.id,
-                attach_again=lambda: self._link.attach(inference),
-            ),
+            outlet,
             settings=settings,
             context_tokens=self._link.context_tokens,
             report=self._report,

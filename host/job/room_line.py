@@ -19,16 +19,19 @@ from inference.wire.supervision import TurnReport
 logger = logging.getLogger(__name__)
 
 SCHEME = "unix:"
+WRITTEN_SCHEME = "written:"
+"""Of a caller who types, and reads what the agent says: there are no ticks, and no audio."""
 _READ_BYTES = 64 * 1024
 
 
 class LineRoom:
-    """``Room`` at the end of a line. ``url``: ``unix:`` and the path of the caller's socket."""
+    """``Room`` at the end of a line. ``url``: ``unix:`` or ``written:``, and the path of the caller's socket."""
 
     def __init__(self, name: str, url: str, *, identity: str = "agent") -> None:
         self.local_participant: LocalParticipant = LocalAgent(identity)
         self._name = name
-        self._path = url.removeprefix(SCHEME)
+        self.written = url.startswith(WRITTEN_SCHEME)
+        self._path = url.partition(":")[2]
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._caller: asyncio.Queue[bytes | None] = asyncio.Queue()
