@@ -1,6 +1,8 @@
 """One conversation in sound: the shell that performs what ``turn`` decides.
 
     Capture ── VAD events, audio clock ──> TurnTaking ── actions ──> transcribe
+                                                               ├──> Dialogue.prepare ─> how likely is it all?
+                                                               ├──> Dialogue.guess ─> PhraseCutter ─> Player, held back
                                                                ├──> Dialogue.answer ─> PhraseCutter ─> Player
                                                                └──> silence; Dialogue.heard: what was heard
 
@@ -8,6 +10,9 @@ It knows no agent, no history and no tools: what is said, and why, is the ``Dial
 
 Everything runs on the job's event loop; inputs are fed to the table one at a time, and its actions
 are performed before the next. Only what takes time (a transcription, a reply) is a task.
+
+Within the silence that ends a turn an answer is begun on speculation: its first phrase lies in the ring, and the player
+holds it back until the turn is committed. A caller who goes on costs no more than that.
 
 The inference process may go away and come back: the caller's audio is kept meanwhile, what is being
 said falls silent, and when the room is attached again, detection begins where it had got to, and what
@@ -22,17 +27,20 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from host.job import turn as t
+from host.job import turn_events as t
 from host.job.audio import CALLER_RATE, Capture, Player, Utterance
 from host.job.chat import truncate_to_heard
-from host.job.dialogue import Dialogue, UserState
+from host.job.dialogue import Dialogue, Source, UserState
 from host.job.reply import AnsweredTurn, Reply, join
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
 from host.job.speech import PhraseCutter, SpeakablePhrase
 from host.job.transcripts import MAX_ATTEMPTS, Transcriptions, UserTranscript
+from host.job.turn import TurnTaking
+from host.job.turn_rules import SAMPLES_PER_MS, Rules
 from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, RequestFailedError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +48,7 @@ logger = logging.getLogger(__name__)
 _MIN_SILENCE_MS = 256
 _WATCH_S = 0.01
 """How often a reply's progress is looked at until it is heard; five times as rarely afterwards."""
-_DETECTION_LAG = 128 * t.SAMPLES_PER_MS
+_DETECTION_LAG = 128 * SAMPLES_PER_MS
 """How far the clock of the turns may be ahead of detection: what nobody has listened to is no silence."""
 _WINDOW_MS = 32
 """Detection looks at so much audio at once."""
@@ -52,9 +60,12 @@ _AGENT_STATES: dict[t.State, AgentState] = {
     t.State.LISTENING: "listening",
     t.State.USER_SPEAKING: "listening",
     t.State.ENDPOINTING: "listening",
-    t.State.TRANSCRIBING: "thinking",
+    t.State.TRANSCRIBING: "listening",
     t.State.THINKING: "thinking",
     t.State.SPEAKING: "speaking",
+    t.State.OVERLAP: "speaking",
+    t.State.OVERLAP_PAUSED: "speaking",
+    t.State.HELD: "listening",
 }
 
 
@@ -64,6 +75,20 @@ class AnswerRecorder(Protocol):
 
     def end_answer(self) -> tuple[float, float]:
         """Where the answer that is over lies in the recording, in seconds."""
+
+
+@dataclass(eq=False, slots=True)
+class _Guess:
+    """An answer that was begun before its turn was over: ``ticket`` is that of ``AnswerAhead``. Times are monotonic.
+
+    ``committed``: the turn is over, and this is its answer.
+    """
+
+    ticket: int
+    reply: Reply
+    asked: float
+    first_text: float | None = None
+    committed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Conversation:
@@ -92,19 +117,25 @@ class Conversation:
         self._job_id = job_id
         self._attach_again = attach_again
         self._now = now
-        self._turns = t.TurnTaking(settings.min_endpointing_delay_ms * t.SAMPLES_PER_MS, settings.allow_interruptions)
-        self._capture = Capture(inference, self._on_clock, self._waits_for_clock, now)
-        self._player = Player(room, inference, now)
+        self._turns = TurnTaking(Rules.of(settings))
+        self._capture = Capture(inference, self._on_clock, lambda: self._turns.needs_clock, now)
+        self._player = Player(room, inference, now, dialogue.filter_speech)
         self._recorder = room if isinstance(room, AnswerRecorder) else None
         self._tasks: asyncio.TaskGroup | None = None
-        self._transcriptions = Transcriptions(inference, settings, self._feed, self._show_partial)
+        self._transcriptions = Transcriptions(
+            inference, settings, self._transcribed, self._show_partial, dialogue.filter_transcript
+        )
         self._partial_segment = ""
         self._reply: Reply | None = None
         self._interrupted: Reply | None = None
+        self._guess: _Guess | None = None
+        self._guesses_dropped = 0
         self._to_say: deque[Reply] = deque()
         self._turn_number = 0
         self._segments = 0
         self._event_at = 0.0
+        self._inputs: deque[t.Input] = deque()
+        self._feeding = False
         self._agent_state: AgentState = "initializing"
         self._user_state: UserState = "listening"
         self._notes: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
@@ -131,34 +162,47 @@ class Conversation:
 
     def interrupt(self, *, force: bool = False) -> bool:
         """Silence: what is being said, or thought about, is over. False where that may not be interrupted."""
-        reply = self._reply
-        if reply is None:
-            return True
-        allowed = self._settings.allow_interruptions if reply.allow_interruptions is None else reply.allow_interruptions
-        if not (allowed or force):
+        if self._reply is not None and not (force or self._allows_interruptions(self._reply)):
             return False
         self._event_at = self._now()
         self._note_heard()
-        self._interrupt()
-        self._report_interrupted()
-        self._feed(t.AnswerFinished())
+        self._feed(t.InterruptAsked())
         return True
+
+    def withdraw(self, reply: Reply) -> bool:
+        """``reply`` is over if it has not begun, or was interrupted and may be resumed; False: it is being said."""
+        if reply in self._to_say:
+            self._to_say.remove(reply)
+            reply.interrupted = True
+            reply.over.set()
+        elif reply is self._interrupted:
+            self._feed(t.InterruptAsked())
+        return reply.over.is_set()
+
+    def keep(self, reply: Reply) -> None:
+        """What is being done for ``reply`` cannot be undone: it, and the turn that it answers, stay."""
+        if reply is self._reply and self._turns.state is t.State.THINKING:
+            self._feed(t.AnswerHeard())
 
     def end_of_turn(self, ticket: int, probability: float) -> None:
         """So likely is what was prepared with ``ticket`` all that the caller says."""
-        logger.debug("end of turn: %d, %.2f", ticket, probability)
+        self._feed(t.EndOfTurn(ticket, probability))
 
     def commit_user_turn(self) -> None:
         """The caller's turn is over, whatever the pause."""
-        raise NotImplementedError("turns are not manual")
+        self._event_at = self._now()
+        self._note_heard()
+        self._feed(t.CommitAsked())
 
     def clear_user_turn(self) -> None:
         """What the caller has said and was not answered yet is forgotten."""
-        raise NotImplementedError("turns are not manual")
+        self._feed(t.ClearAsked())
 
     def configure(self, settings: SessionSettings) -> None:
-        """Hold the conversation so from here on: language, voice, turn taking."""
+        """Hold the conversation so from here on: language, voice, turn taking (of detection: from the next outage on)."""
         self._settings = settings
+        self._turns.adopt(Rules.of(settings))
+        self._transcriptions.configure(settings)
 
     async def aclose(self) -> None:
         """End the conversation: silence, and every request is cancelled. Returns when that is done."""
@@ -206,6 +250,8 @@ class Conversation:
                 self._keep_heard(reply, reply.utterance)
             self._end(reply, interrupted=True)
         self._report_interrupted()
+        if self._guess is not None:
+            self._guess.reply.over.set()
         for waiting in self._to_say:
             waiting.over.set()
         while not self._notes.empty():
@@ -228,6 +274,7 @@ class Conversation:
             except InferenceUnavailableError as lost:
                 began = self._now()
                 logger.warning("%s; the room stays, and waits for it to be back", lost)
+                self._dialogue.failed("inference", lost)
                 self._fall_silent()
                 await self._attach_again()
                 logger.info("the inference process is back after %.1f s", self._now() - began)
@@ -240,7 +287,7 @@ class Conversation:
             start=start,
             activation=settings.activation,
             min_speech_ms=settings.min_speech_ms,
-            pause_ms=min(settings.pause_ms, max(32, settings.min_endpointing_delay_ms)),
+            pause_ms=min(settings.pause_ms, max(_WINDOW_MS, self._turns.rules.shortest // SAMPLES_PER_MS)),
             min_silence_ms=_MIN_SILENCE_MS,
         )
 
@@ -249,7 +296,7 @@ class Conversation:
         inference = self._inference
         kept = min(inference.position, inference.oldest + round(_RETENTION_MARGIN_S * CALLER_RATE))
         oldest = kept if inference.oldest else 0
-        unreported = (self._settings.min_speech_ms + 2 * _WINDOW_MS) * t.SAMPLES_PER_MS
+        unreported = (self._settings.min_speech_ms + 2 * _WINDOW_MS) * SAMPLES_PER_MS
         start = max(self._turns.detect_from(max(0, inference.heard - unreported)), oldest)
         self._feed(t.DetectionRestarted(start, oldest))
         return start
@@ -257,8 +304,8 @@ class Conversation:
     def _on_clock(self, position: int) -> None:
         self._feed(t.Tick(min(position, self._inference.heard + _DETECTION_LAG)))
 
-    def _waits_for_clock(self) -> bool:
-        return self._turns.state in (t.State.USER_SPEAKING, t.State.ENDPOINTING)
+    def _transcribed(self, event: t.TranscriptArrived | t.TranscriptFailed) -> None:
+        self._feed(event)
 
     def _note_heard(self) -> None:
         reply = self._reply
@@ -270,14 +317,36 @@ class Conversation:
             self._feed(t.AnswerHeard())
 
     def _feed(self, event: t.Input) -> None:
+        """``event`` is next. One that comes of an action, or of somebody who is told of one, waits until it is done."""
+        self._inputs.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._inputs:
+                self._take(self._inputs.popleft())
+        finally:
+            self._feeding = False
+        self._transcriptions.follow(self._turns.unfinished(), self._group)
+        self._show_state()
+
+    def _take(self, event: t.Input) -> None:
+        if self._reply is not None:
+            allowed = self._allows_interruptions(self._reply)
+            if allowed != self._turns.interruptible:
+                self._turns.feed(t.Interruptible(allowed))
         for action in self._turns.feed(event):
             logger.debug("%s", action)
             self._perform(action)
+        if not self._turns.may_resume:
+            self._report_interrupted()
         if self._turns.state is t.State.LISTENING and self._to_say:
             self._turns.feed(t.SayStarted())
             self._start(self._to_say.popleft())
-        self._transcriptions.follow(self._turns.unfinished(), self._group)
-        self._show_state()
+
+    def _allows_interruptions(self, reply: Reply) -> bool:
+        allowed = reply.allow_interruptions
+        return self._settings.allow_interruptions if allowed is None else allowed
 
     # --- actions --------------------------------------------------------------------------------------
 
@@ -287,9 +356,14 @@ class Conversation:
                 self._transcriptions.ask(action, self._group)
             case t.DropTranscript(ticket=ticket):
                 self._transcriptions.drop(ticket)
-            case t.PrepareAnswer(text=text):
-                self._dialogue.prepare(0, text)
+            case t.PromoteTranscript(ticket=ticket):
+                self._transcriptions.promote(ticket)
+            case t.PrepareAnswer(ticket=ticket, text=text):
+                self._dialogue.prepare(ticket, text)
+            case t.AnswerAhead(ticket=ticket, text=text):
+                self._begin_guess(ticket, text)
             case t.DropPreparation():
+                self._drop_guess()
                 self._dialogue.drop_preparation()
             case t.CommitTurn():
                 self._answer(action)
@@ -314,9 +388,17 @@ class Conversation:
             last_voiced=self._capture.time_of(turn.last_voiced),
             decided=self._capture.time_of(turn.decided),
             committed=self._now(),
+            delay_ms=turn.delay / SAMPLES_PER_MS,
         )
         self._show_transcript(UserTranscript(f"user-{self._turn_number}", turn.text, final=True))
-        self._start(self._dialogue.answer(measured))
+        guess = self._guess if self._guess is not None and self._guess.ticket == turn.ahead else None
+        reply = self._dialogue.answer(measured, guess.reply if guess is not None else None)
+        if guess is not None and reply is guess.reply:
+            self._keep_guess(guess, measured)
+        else:
+            self._drop_guess()
+            self._start(reply)
+        measured.guesses_dropped, self._guesses_dropped = self._guesses_dropped, 0
 
     def _cancel_answer(self) -> None:
         reply = self._stop_reply()
@@ -356,31 +438,70 @@ class Conversation:
         self._dialogue.resumed(reply)
         self._start(reply)
 
+    # --- answers on speculation -----------------------------------------------------------------------
+
+    def _begin_guess(self, ticket: int, text: str) -> None:
+        if not self._inference.is_attached:
+            return
+        reply = self._dialogue.guess(ticket, text)
+        if reply is None:
+            return
+        self._guess = guess = _Guess(ticket, reply, self._now())
+        reply.task = self._group.create_task(self._speak(reply, guess), name="guess")
+
+    def _keep_guess(self, guess: _Guess, turn: AnsweredTurn) -> None:
+        """The turn is over, and ``guess`` answers it: what lies in the ring may be heard."""
+        self._guess = None
+        turn.ahead_ms = (turn.committed - guess.asked) * 1000
+        turn.asked = turn.committed
+        turn.first_text = None if guess.first_text is None else turn.committed
+        reply = self._reply = guess.reply
+        self._name(reply)
+        guess.committed.set()
+        if reply.utterance is not None:
+            self._player.release(reply.utterance)
+
+    def _drop_guess(self) -> None:
+        guess, self._guess = self._guess, None
+        if guess is None:
+            return
+        self._guesses_dropped += 1
+        assert guess.reply.task is not None
+        guess.reply.task.cancel()
+        if guess.reply.utterance is not None:
+            self._player.interrupt(guess.reply.utterance)
+        guess.reply.over.set()
+
     # --- replies --------------------------------------------------------------------------------------
 
     def _start(self, reply: Reply) -> None:
         self._reply = reply
+        self._name(reply)
+        reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
+
+    def _name(self, reply: Reply) -> None:
         if not reply.segment:
             self._segments += 1
             reply.segment = f"agent-{self._segments}"
-        reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
 
-    async def _speak(self, reply: Reply) -> None:
+    async def _speak(self, reply: Reply, guess: _Guess | None = None) -> None:
         await self._inference.wait_attached()
-        reply.utterance = await self._player.begin()
-        watch = self._group.create_task(self._watch(reply), name="reply-watch")
+        reply.utterance = await self._player.begin(held=guess is not None and not guess.committed.is_set())
+        watch = self._group.create_task(self._watch(reply, guess), name="reply-watch")
         failed = False
         try:
             try:
-                await self._write(reply, reply.utterance)
+                await self._write(reply, reply.utterance, guess)
             except RequestFailedError as exc:
                 failed = True
-                logger.error("the answer failed: %s", exc)  # noqa: TRY400
+                self._failed("llm", "the answer failed: %s", exc)
+            if guess is not None:
+                await guess.committed.wait()
             try:
                 await self._player.finish(reply.utterance)
             except RequestFailedError as exc:
                 failed = True
-                logger.error("a phrase was not spoken: %s", exc)  # noqa: TRY400
+                self._failed("tts", "a phrase was not spoken: %s", exc)
         except InferenceUnavailableError:
             # ``_fall_silent`` deals with it: whoever reads the events has been told, too.
             return
@@ -389,8 +510,13 @@ class Conversation:
         self._note_heard()
         self._finish(reply, reply.utterance, failed=failed)
 
+    def _failed(self, source: Source, what: str, error: InferenceError) -> None:
+        logger.error(what, error)
+        self._dialogue.failed(source, error)
+
     def _fall_silent(self) -> None:
         """The inference process is gone. What was heard of the reply stays said; the rest is for when it is back."""
+        self._drop_guess()
         self._note_heard()
         self._show_state()
         reply = self._reply
@@ -416,8 +542,8 @@ class Conversation:
             reply.go_on()
         self._start(reply)
 
-    async def _write(self, reply: Reply, utterance: Utterance) -> None:
-        """Every phrase is asked for as soon as the model has written it."""
+    async def _write(self, reply: Reply, utterance: Utterance, guess: _Guess | None) -> None:
+        """Every phrase is asked for as soon as the model has written it; of a guess the first alone until it holds."""
         settings = self._settings
         cutter = PhraseCutter(
             settings.first_phrase_chars, settings.phrase_chars, language=settings.language, before=reply.before
@@ -425,20 +551,32 @@ class Conversation:
 
         def speak(phrases: list[SpeakablePhrase]) -> None:
             for phrase in phrases:
-                self._player.speak(utterance, phrase, speed=settings.speed, volume=settings.volume)
+                self._player.speak(
+                    utterance,
+                    phrase,
+                    speed=settings.speed,
+                    volume=settings.volume,
+                    pronounced=self._dialogue.pronounce(phrase.spoken),
+                )
 
         async with aclosing(reply.begin()) as pieces:
             async for text in pieces:
+                if guess is not None and guess.first_text is None:
+                    guess.first_text = self._now()
                 if reply.turn is not None and reply.turn.first_text is None:
                     reply.turn.first_text = self._now()
                 reply.text += text
                 speak(cutter.push(text))
+                if guess is not None and utterance.phrases:
+                    await guess.committed.wait()
         reply.complete = True
         speak(cutter.finish())
 
-    async def _watch(self, reply: Reply) -> None:
+    async def _watch(self, reply: Reply, guess: _Guess | None) -> None:
         """Note when the reply begins to be heard, and show its text word by word, as it is heard."""
         assert reply.utterance is not None
+        if guess is not None:
+            await guess.committed.wait()
         rate = self._inference.speech_rate
         shown = 0
         while True:
@@ -511,10 +649,11 @@ class Conversation:
 
     def _show_state(self) -> None:
         state = _AGENT_STATES[self._turns.state]
-        if state == "speaking" and not self._inference.is_attached:
-            # It will go on; for now it is silent.
+        kept = self._reply is not None and self._reply.turn is not None and self._reply.first_heard is None
+        if state == "speaking" and (kept or not self._inference.is_attached):
+            # It will speak, or go on; for now it is silent.
             state = "thinking"
-        user: UserState = "speaking" if self._turns.state is t.State.USER_SPEAKING else "listening"
+        user: UserState = self._turns.user
         if (user, state) == (self._user_state, self._agent_state):
             return
         if state != self._agent_state:

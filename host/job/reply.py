@@ -15,7 +15,9 @@ class AnsweredTurn:
     """The caller's turn that is answered. Times are monotonic seconds.
 
     ``decided``: the turn was over; ``committed``: its transcript was at hand; ``asked``: the model was
-    asked; ``first_text``: it began to answer (None: not yet).
+    asked; ``first_text``: it began to answer (None: not yet). ``delay_ms``: the silence that was chosen to end the
+    turn. ``ahead_ms``: how long before ``committed`` the answer was begun on speculation. ``guesses_dropped``: answers
+    that were begun so in vain.
     """
 
     number: int
@@ -26,6 +28,9 @@ class AnsweredTurn:
     committed: float
     asked: float = 0.0
     first_text: float | None = None
+    delay_ms: float = -1.0
+    ahead_ms: float = 0.0
+    guesses_dropped: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -128,6 +133,9 @@ class Reply:
             out_start_s=self.span[0],
             out_end_s=self.span[1],
             barge_in_ms=_ms(self.interrupted_at, self.silent_at),
+            endpointing_delay_ms=turn.delay_ms,
+            ahead_ms=turn.ahead_ms,
+            guesses_dropped=turn.guesses_dropped,
         )
 
 

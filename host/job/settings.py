@@ -17,16 +17,18 @@ class SessionSettings:
 
     Turn taking: ``activation`` (speech probability, 0 to 1), ``min_speech_ms`` (shorter speech is not
     speech), ``pause_ms`` (silence before a speculative transcription starts),
-    ``turn_detection`` (what ends the caller's turn: "model", what was said and what the language model makes of it; "vad",
-    a fixed silence; "manual", ``commit_user_turn`` alone), ``min_endpointing_delay_ms`` and ``max_endpointing_delay_ms``
-    (bounds of the silence after the last voiced sample that ends it, with "model"), ``vad_endpointing_delay_ms`` (that
-    silence with "vad"), ``preemptive`` (whether answers are begun on speculation within it), ``allow_interruptions``,
-    ``min_interruption_ms`` (speech over the agent of that length interrupts; shorter does when its words are no
-    back-channel), ``min_interruption_words`` (so many it must have in any case), ``backchannels`` (whether "mhm" and
-    "yeah" are no interruption), ``false_interruption_timeout_ms`` (silence after an interruption without words until
-    the agent goes on), ``user_away_timeout_s`` (silence of both until the caller counts as away, 0 never),
-    ``partial_transcripts`` (whether the caller is transcribed while speaking, about once a second). Clients: ``publish_metrics`` (whether what was measured of each turn is sent into the room as
-    a data message). Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
+    ``turn_detection`` (what ends the caller's turn: "model", what was said and what the language model makes
+    of it; "vad", a fixed silence; "manual", ``commit_user_turn`` alone), ``min_endpointing_delay_ms`` and
+    ``max_endpointing_delay_ms`` (bounds of the silence after the last voiced sample that ends it, with
+    "model"), ``vad_endpointing_delay_ms`` (that silence, with "vad"), ``preemptive`` (whether answers are begun
+    on speculation within it), ``allow_interruptions``, ``min_interruption_ms`` (speech over the agent of that
+    length interrupts it; shorter speech does when its words are no back-channel), ``min_interruption_words``
+    (so many it must have in any case), ``backchannels`` (whether "mhm" and "yeah" are no interruption),
+    ``false_interruption_timeout_ms`` (silence after an interruption without words until the agent goes on),
+    ``user_away_timeout_s`` (silence of both until the caller counts as away; 0: never),
+    ``partial_transcripts`` (whether the caller is transcribed while speaking,
+    about once a second). Clients: ``publish_metrics`` (whether what was measured of each turn is sent into the
+    room as a data message). Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
     ``repeat_penalty``, ``seed`` (-1 draws one), ``language`` (ISO 639-1, "" detects). Voice:
     ``speed``, ``volume``. Phrases: ``first_phrase_chars`` and ``phrase_chars`` are how long a phrase
     may grow, in characters, before it is cut between words. Local room only:

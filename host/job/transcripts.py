@@ -11,7 +11,7 @@ from host.job import turn_events as t
 from host.job.settings import SessionSettings
 from host.job.turn_rules import SAMPLE_RATE
 from host.job.user_turn import Unfinished
-from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError
+from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, Listening
 from inference.wire.messages import Transcript
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Transcriptions:
     """The requests of one conversation.
 
     ``arrived`` is told the result of each that the turns asked for; ``partly`` the text of an unfinished turn.
+    ``filter_transcript`` makes of what was transcribed what is taken for said.
     """
 
     def __init__(
@@ -45,19 +46,34 @@ class Transcriptions:
         settings: SessionSettings,
         arrived: Callable[[t.TranscriptArrived | t.TranscriptFailed], None],
         partly: Callable[[str], None],
+        filter_transcript: Callable[[str], str] = lambda text: text,
     ) -> None:
         self._inference = inference
+        self._filter = filter_transcript
         self._language = settings.language
         self._partial_transcripts = settings.partial_transcripts
         self._arrived = arrived
         self._partly = partly
         self._asked: dict[int, asyncio.Task[None]] = {}
+        self._listening: dict[int, Listening] = {}
+        self._needed: set[int] = set()
         self._partial: asyncio.Task[None] | None = None
         self._partial_end = 0
 
     def ask(self, ask: t.Transcribe, tasks: asyncio.TaskGroup) -> None:
         """Perform ``ask`` as one of ``tasks``."""
         self._asked[ask.ticket] = tasks.create_task(self._transcribe(ask), name=f"transcribe-{ask.ticket}")
+
+    def promote(self, ticket: int) -> None:
+        """Somebody waits for ``ticket``, which was asked for on speculation."""
+        self._needed.add(ticket)
+        if (listening := self._listening.get(ticket)) is not None:
+            listening.promote()
+
+    def configure(self, settings: SessionSettings) -> None:
+        """Transcribe so from here on."""
+        self._language = settings.language
+        self._partial_transcripts = settings.partial_transcripts
 
     def drop(self, ticket: int) -> None:
         """Nobody waits for ``ticket`` any more."""
@@ -84,9 +100,11 @@ class Transcriptions:
             logger.log(logging.WARNING if ask.speculative else logging.ERROR, "transcription failed: %s", exc)
             self._arrived(t.TranscriptFailed(ask.ticket))
         else:
-            self._arrived(t.TranscriptArrived(ask.ticket, _words(result)))
+            self._arrived(t.TranscriptArrived(ask.ticket, self._filter(_words(result))))
         finally:
             self._asked.pop(ask.ticket, None)
+            self._listening.pop(ask.ticket, None)
+            self._needed.discard(ask.ticket)
 
     async def _transcript(self, ask: t.Transcribe) -> Transcript:
         """Asked for again when the inference process went away meanwhile: the audio is still there."""
@@ -94,9 +112,12 @@ class Transcriptions:
         while True:
             await self._inference.wait_attached()
             try:
-                return await self._inference.transcribe(
-                    ask.start, ask.end, language=self._language, speculative=ask.speculative
+                speculative = ask.speculative and ask.ticket not in self._needed
+                listening = self._inference.listen_to(
+                    ask.start, ask.end, language=self._language, speculative=speculative
                 )
+                self._listening[ask.ticket] = listening
+                return await listening.wait()
             except InferenceUnavailableError:
                 if attempt == MAX_ATTEMPTS:
                     raise
@@ -109,7 +130,7 @@ class Transcriptions:
             # The next one may come; the transcript of the turn does not depend on it.
             logger.debug("no partial transcript: %s", exc)
         else:
-            if text := " ".join(part for part in (speech.said, _words(result)) if part):
+            if text := " ".join(part for part in (speech.said, self._filter(_words(result))) if part):
                 self._partly(text)
         finally:
             if self._partial is asyncio.current_task():

@@ -50,8 +50,8 @@ class Part:
 class Turn:
     """``stretch``: where the caller began to speak last. ``last_voiced``: where the caller last fell silent.
 
-    ``interrupted``: it interrupted the agent. ``ordered``: where its end was asked for. ``prepared``: ticket of what was
-    prepared at ``prepared_at``, 0: nothing. ``over``: the model's probability of that, None: not told yet. ``ahead``:
+    ``interrupted``: it interrupted the agent. ``ordered``: where its end was asked for. ``prepared``: ticket of what
+    was prepared at ``prepared_at``, 0: nothing. ``over``: the model's probability of that, None: not told yet. ``ahead``:
     ticket of an answer that was begun. ``probe``: ticket of a transcript that only decides whether it interrupts;
     the last one was asked at ``probed``.
     """
@@ -126,6 +126,11 @@ class UserTurn:
     def is_manual(self) -> bool:
         """Whether turns end and agents are interrupted only by who asks for it."""
         return self.rules.detection == "manual"
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether what the caller interrupted may yet go on."""
+        return self.turn is not None and self.turn.interrupted and not self.turn.committed
 
     def unfinished(self) -> Unfinished | None:
         """What could be transcribed of a caller who is speaking; None while nobody speaks to the agent."""

@@ -127,6 +127,8 @@ class FakePhrase:
         self.start: int | None = None
         self.end: int | None = None
         self.cancelled = False
+        self.promoted = False
+        self.speculative = False
         self._inference = inference
         self._result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -143,6 +145,9 @@ class FakePhrase:
         if not self._result.done():
             self._result.set_exception(error)
 
+    def promote(self) -> None:
+        self.promoted = True
+
     def cancel(self) -> None:
         self.cancelled = True
         if not self._inference.hold:
@@ -150,6 +155,20 @@ class FakePhrase:
 
     async def wait(self) -> None:
         await self._result
+
+
+class FakeListening:
+    """An utterance whose text comes as the test sets ``result``."""
+
+    def __init__(self) -> None:
+        self.result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
+        self.promoted = False
+
+    async def wait(self) -> Transcript:
+        return await self.result
+
+    def promote(self) -> None:
+        self.promoted = True
 
 
 class FakeGeneration:
@@ -201,6 +220,7 @@ class FakeInference:
         self.deaf_from: int | None = None
         self.voice: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self.transcriptions: list[tuple[int, int, bool, asyncio.Future[Transcript]]] = []
+        self.listenings: list[FakeListening] = []
         self.partials: list[tuple[int, int, asyncio.Future[Transcript]]] = []
         self.generations: list[FakeGeneration] = []
         self.prefills: list[FakeGeneration] = []
@@ -266,15 +286,21 @@ class FakeInference:
                 raise event
             yield event
 
+    def listen_to(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> FakeListening:
+        self._check()
+        listening = FakeListening()
+        self.transcriptions.append((start, end, speculative, listening.result))
+        self.listenings.append(listening)
+        return listening
+
     async def transcribe(
         self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
     ) -> Transcript:
         self._check()
+        assert partial
+        assert not speculative
         result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
-        if partial:
-            self.partials.append((start, end, result))
-            return await result
-        self.transcriptions.append((start, end, speculative, result))
+        self.partials.append((start, end, result))
         return await result
 
     def generate(
@@ -287,9 +313,10 @@ class FakeInference:
         (self.prefills if speculative else self.generations).append(generation)
         return generation
 
-    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> FakePhrase:
+    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0, speculative: bool = False) -> FakePhrase:
         self._check()
         phrase = FakePhrase(self, text, len(self.phrases) + 1, speed, volume)
+        phrase.speculative = speculative
         self.phrases.append(phrase)
         if not self.hold:
             phrase.write(SAMPLES_PER_CHAR * len(text))
