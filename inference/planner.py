@@ -19,7 +19,8 @@ Of each room one request of an engine counts at a time, the oldest that somebody
 
 Earliest deadline first, but speech for a room that is about to run dry goes before everything; then, in the same
 way, what *greedy* rooms want: those that have had more device time than ``GREEDY`` times the mean of all others, as
-far as it is not forgotten. They get what the others leave.
+far as it is not forgotten. They get what the others leave; and what these leave goes to an answer that nobody has asked
+for yet: its words and its speech.
 
 The first task brings its peers of the same stage along as one batch, and whoever else rides nearly for free.
 
@@ -80,6 +81,7 @@ KIND_OF = {
 
 
 _GIVES_WORDS = (Stage.TRANSCRIBE, Stage.PREFILL, Stage.DECODE)
+_ANSWERS = (Stage.DECODE, Stage.FIRST_SPEECH, Stage.SPEECH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,13 @@ class Task:
         """Whether nobody waits for it yet."""
         return now < self.wanted
 
-    def runs_dry(self) -> bool:
-        """Whether its listener is about to wait in the middle of an answer."""
-        return KIND_OF[self.stage] is Kind.TTS and 0 < self.buffered_s < _NEARLY_DRY_S
+    def is_spare(self, now: float) -> bool:
+        """Whether it writes or speaks an answer that nobody waits for yet: more work than any other guess."""
+        return self.stage in _ANSWERS and self.is_guess(now)
+
+    def runs_dry(self, now: float) -> bool:
+        """Whether its listener is about to wait in the middle of an answer. Nobody listens to a guess."""
+        return KIND_OF[self.stage] is Kind.TTS and 0 < self.buffered_s < _NEARLY_DRY_S and not self.is_guess(now)
 
     def _deadline(self, now: float) -> float:
         match self.stage:
@@ -222,8 +228,9 @@ class Planner:
         first, *others = sorted(
             heads.values(),
             key=lambda task: (
+                task.is_spare(now),
                 task.room in greedy,
-                not task.runs_dry(),
+                not task.runs_dry(now),
                 task.deadline(now),
                 task.since,
                 task.request,
@@ -242,8 +249,14 @@ class Planner:
             tuple(task.request for task in batch),
             tuple(task.room for task in batch),
             self.costs.predict(first.stage, len(batch)),
-            Why.GREEDY if first.room in greedy else Why.SPARE_TIME if first.is_guess(now) else Why.DEADLINE,
+            self._why(first, greedy, now),
         )
+
+    @staticmethod
+    def _why(first: Task, greedy: frozenset[int], now: float) -> Why:
+        if first.room in greedy and not first.is_spare(now):
+            return Why.GREEDY
+        return Why.SPARE_TIME if first.is_guess(now) else Why.DEADLINE
 
     def _joins(self, batch: Sequence[Task], task: Task, greedy: frozenset[int], now: float) -> bool:
         """Peers do; so does who rides for free, but neither a guess nor a greedy room, which would pay for it."""

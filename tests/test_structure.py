@@ -30,6 +30,8 @@ PURE = (
     "host/options.py",
     "host/observer.py",
     "host/threads.py",
+    "host/console/keys.py",
+    "host/console/script.py",
     "host/job/turn.py",
     "host/job/turn_events.py",
     "host/job/turn_rules.py",
@@ -37,7 +39,10 @@ PURE = (
     "host/job/endpointing.py",
     "host/job/backchannel.py",
     "host/job/chat.py",
+    "host/job/docstring.py",
     "host/job/speech.py",
+    "host/job/tool_schema.py",
+    "host/job/tool_text.py",
     "host/job/line.py",
     "host/loadtest/binding.py",
     "host/loadtest/callers.py",
@@ -69,8 +74,8 @@ PLANNED: tuple[str, ...] = ()
 """Named in the architecture and not written yet: pure from their first day."""
 
 PURE_LIBRARY = frozenset({
-    "__future__", "abc", "bisect", "collections", "copy", "dataclasses", "enum", "fractions", "functools", "graphlib",
-    "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string", "struct",
+    "__future__", "abc", "bisect", "codecs", "collections", "copy", "dataclasses", "enum", "fractions", "functools",
+    "graphlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string", "struct",
     "textwrap", "types", "typing", "unicodedata",
 })  # fmt: skip
 """Standard modules that neither look at the world nor wait for it."""
@@ -137,7 +142,7 @@ POWERS = (
         ("livekit.rtc",),
         (
             "host/job/room_livekit.py", "host/job/room_livekit_audio.py", "host/job/room_livekit_text.py",
-            "host/job/resample.py", "host/loadtest/line_livekit.py",
+            "host/job/resample.py", "host/loadtest/line_livekit.py", "host/console/echo.py",
         ),
     ),
     Power(
@@ -172,6 +177,8 @@ POWERS = (
         ("rich", "typer", "click"),
         (
             "host/cli.py",
+            "host/console/command.py",
+            "host/console/screen.py",
             "host/flags.py",
             "host/loadtest/command.py",
             "host/loadtest/screen.py",
@@ -184,6 +191,8 @@ POWERS = (
             "models/progress.py",
         ),
     ),
+    Power("the keyboard", ("termios", "tty"), ("host/console/terminal.py",)),
+    Power("sound", ("sounddevice",), ("host/console/portaudio.py",), lazy=True),
     Power("charts", ("matplotlib",), ("host/loadtest/page.py",), lazy=True),
     Power("the model hub", ("huggingface_hub",), ("models/sources.py",), lazy=True),
 )  # fmt: skip

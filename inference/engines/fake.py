@@ -183,7 +183,9 @@ def echo(messages: Sequence[Message]) -> str:
     return f"You said: {messages[-1].content}"
 
 
-UNFINISHED: Final = frozenset("a an and at but for from i in is my of on or so that the to uh um with".split())
+UNFINISHED: Final = frozenset(
+    {"a", "an", "and", "at", "but", "for", "my", "of", "or", "so", "the", "to", "uh", "um", "with"}
+)
 """After these words the fake believes that the caller goes on."""
 
 
@@ -344,9 +346,7 @@ class FakeTextToSpeech:
     ``speakers``: how many it has; each is a semitone above the one before.
     """
 
-    def __init__(
-        self, cost_s: float = 0.0, sample_rate: int = 22_050, block_s: float = 1.0, speakers: int = 1
-    ) -> None:
+    def __init__(self, cost_s: float = 0.0, sample_rate: int = 22_050, block_s: float = 1.0, speakers: int = 1) -> None:
         self.cost_s = cost_s
         self.sample_rate = sample_rate
         self.block_s = block_s
