@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from host.job.chat import PhraseHeard
 from host.job.room import Room
@@ -120,6 +121,14 @@ class Utterance:
     first_read: float | None = None
     first_heard: float | None = None
     heard: int = 0
+
+
+@runtime_checkable
+class AnswerRecorder(Protocol):
+    """A room that records the agent's answers and wants to know where one ends."""
+
+    def end_answer(self) -> tuple[float, float]:
+        """Where the answer that is over lies in the recording, in seconds."""
 
 
 class Player:

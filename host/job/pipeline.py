@@ -25,22 +25,21 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable
+from typing import Protocol, runtime_checkable
 
 from host.job import turn_events as t
-from host.job.audio import CALLER_RATE, Capture, Player, Utterance
+from host.job.audio import CALLER_RATE, AnswerRecorder, Capture, Player, Utterance
 from host.job.chat import truncate_to_heard
 from host.job.dialogue import Dialogue, Source, UserState
+from host.job.display import Display, agent_state
 from host.job.reply import AnsweredTurn, Reply, join
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
-from host.job.speech import PhraseCutter, SpeakablePhrase
-from host.job.transcripts import MAX_ATTEMPTS, Transcriptions, UserTranscript
+from host.job.transcripts import MAX_ATTEMPTS, Transcriptions
 from host.job.turn import TurnTaking
 from host.job.turn_rules import SAMPLES_PER_MS, Rules
+from host.job.writing import Guess, write_and_speak
 from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, RequestFailedError
 
 logger = logging.getLogger(__name__)
@@ -55,40 +54,6 @@ _WINDOW_MS = 32
 _RETENTION_MARGIN_S = 5.0
 """After a long absence, how much of the caller's oldest audio is given up, so that the rest is not overwritten
 while it is transcribed."""
-
-_AGENT_STATES: dict[t.State, AgentState] = {
-    t.State.LISTENING: "listening",
-    t.State.USER_SPEAKING: "listening",
-    t.State.ENDPOINTING: "listening",
-    t.State.TRANSCRIBING: "listening",
-    t.State.THINKING: "thinking",
-    t.State.SPEAKING: "speaking",
-    t.State.OVERLAP: "speaking",
-    t.State.OVERLAP_PAUSED: "speaking",
-    t.State.HELD: "listening",
-}
-
-
-@runtime_checkable
-class AnswerRecorder(Protocol):
-    """A room that records the agent's answers and wants to know where one ends."""
-
-    def end_answer(self) -> tuple[float, float]:
-        """Where the answer that is over lies in the recording, in seconds."""
-
-
-@dataclass(eq=False, slots=True)
-class _Guess:
-    """An answer that was begun before its turn was over: ``ticket`` is that of ``AnswerAhead``. Times are monotonic.
-
-    ``committed``: the turn is over, and this is its answer.
-    """
-
-    ticket: int
-    reply: Reply
-    asked: float
-    first_text: float | None = None
-    committed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Conversation:
@@ -121,14 +86,14 @@ class Conversation:
         self._capture = Capture(inference, self._on_clock, lambda: self._turns.needs_clock, now)
         self._player = Player(room, inference, now, dialogue.filter_speech)
         self._recorder = room if isinstance(room, AnswerRecorder) else None
+        self._display = Display(room, dialogue.transcribed)
         self._tasks: asyncio.TaskGroup | None = None
         self._transcriptions = Transcriptions(
-            inference, settings, self._transcribed, self._show_partial, dialogue.filter_transcript
+            inference, settings, self._transcribed, self._partly_transcribed, dialogue.filter_transcript
         )
-        self._partial_segment = ""
         self._reply: Reply | None = None
         self._interrupted: Reply | None = None
-        self._guess: _Guess | None = None
+        self._guess: Guess | None = None
         self._guesses_dropped = 0
         self._to_say: deque[Reply] = deque()
         self._turn_number = 0
@@ -138,7 +103,6 @@ class Conversation:
         self._feeding = False
         self._agent_state: AgentState = "initializing"
         self._user_state: UserState = "listening"
-        self._notes: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._ending = asyncio.Event()
         self._ended = asyncio.Event()
 
@@ -199,7 +163,7 @@ class Conversation:
         self._feed(t.ClearAsked())
 
     def configure(self, settings: SessionSettings) -> None:
-        """Hold the conversation so from here on: language, voice, turn taking (of detection: from the next outage on)."""
+        """Hold the conversation so from here on: language, voice, turn taking (detection as it was)."""
         self._settings = settings
         self._turns.adopt(Rules.of(settings))
         self._transcriptions.configure(settings)
@@ -219,7 +183,7 @@ class Conversation:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self._show(), name="notes")
+                tasks.create_task(self._display.run(), name="notes")
                 tasks.create_task(self._player.run(), name="player")
                 tasks.create_task(self._capture.run(self._room.caller_audio()), name="capture")
                 tasks.create_task(self._watch_voice(), name="voice-activity")
@@ -254,8 +218,7 @@ class Conversation:
             self._guess.reply.over.set()
         for waiting in self._to_say:
             waiting.over.set()
-        while not self._notes.empty():
-            self._notes.get_nowait().close()
+        self._display.close()
         self._ended.set()
 
     # --- inputs ---------------------------------------------------------------------------------------
@@ -306,6 +269,10 @@ class Conversation:
 
     def _transcribed(self, event: t.TranscriptArrived | t.TranscriptFailed) -> None:
         self._feed(event)
+
+    def _partly_transcribed(self, text: str) -> None:
+        # The turn has no number yet; this is the one that it will have.
+        self._display.user_said(self._turn_number + 1, text, final=False)
 
     def _note_heard(self) -> None:
         reply = self._reply
@@ -375,7 +342,7 @@ class Conversation:
                 self._resume()
             case t.DropTurn():
                 logger.info("no words in what was heard")
-                self._withdraw_partial()
+                self._display.withdraw_partial()
                 self._report_interrupted()
 
     def _answer(self, turn: t.CommitTurn) -> None:
@@ -390,7 +357,7 @@ class Conversation:
             committed=self._now(),
             delay_ms=turn.delay / SAMPLES_PER_MS,
         )
-        self._show_transcript(UserTranscript(f"user-{self._turn_number}", turn.text, final=True))
+        self._display.user_said(self._turn_number, turn.text, final=True)
         guess = self._guess if self._guess is not None and self._guess.ticket == turn.ahead else None
         reply = self._dialogue.answer(measured, guess.reply if guess is not None else None)
         if guess is not None and reply is guess.reply:
@@ -417,7 +384,7 @@ class Conversation:
             self._dialogue.heard(reply, over=False)
         self._interrupted = reply
         # It may be resumed: it is final when it is over.
-        self._show_reply(reply, reply.said, final=False)
+        self._display.agent_said(reply.segment, reply.said, final=False)
 
     def _stop_reply(self) -> Reply:
         """Silence first; then nothing of the reply can come any more."""
@@ -433,7 +400,7 @@ class Conversation:
     def _resume(self) -> None:
         reply, self._interrupted = self._interrupted, None
         assert reply is not None
-        self._withdraw_partial()
+        self._display.withdraw_partial()
         reply.go_on()
         self._dialogue.resumed(reply)
         self._start(reply)
@@ -446,10 +413,10 @@ class Conversation:
         reply = self._dialogue.guess(ticket, text)
         if reply is None:
             return
-        self._guess = guess = _Guess(ticket, reply, self._now())
+        self._guess = guess = Guess(ticket, reply, self._now())
         reply.task = self._group.create_task(self._speak(reply, guess), name="guess")
 
-    def _keep_guess(self, guess: _Guess, turn: AnsweredTurn) -> None:
+    def _keep_guess(self, guess: Guess, turn: AnsweredTurn) -> None:
         """The turn is over, and ``guess`` answers it: what lies in the ring may be heard."""
         self._guess = None
         turn.ahead_ms = (turn.committed - guess.asked) * 1000
@@ -484,14 +451,16 @@ class Conversation:
             self._segments += 1
             reply.segment = f"agent-{self._segments}"
 
-    async def _speak(self, reply: Reply, guess: _Guess | None = None) -> None:
+    async def _speak(self, reply: Reply, guess: Guess | None = None) -> None:
         await self._inference.wait_attached()
         reply.utterance = await self._player.begin(held=guess is not None and not guess.committed.is_set())
         watch = self._group.create_task(self._watch(reply, guess), name="reply-watch")
         failed = False
         try:
             try:
-                await self._write(reply, reply.utterance, guess)
+                await write_and_speak(
+                    reply, reply.utterance, guess, self._player, self._settings, self._dialogue, self._now
+                )
             except RequestFailedError as exc:
                 failed = True
                 self._failed("llm", "the answer failed: %s", exc)
@@ -542,37 +511,7 @@ class Conversation:
             reply.go_on()
         self._start(reply)
 
-    async def _write(self, reply: Reply, utterance: Utterance, guess: _Guess | None) -> None:
-        """Every phrase is asked for as soon as the model has written it; of a guess the first alone until it holds."""
-        settings = self._settings
-        cutter = PhraseCutter(
-            settings.first_phrase_chars, settings.phrase_chars, language=settings.language, before=reply.before
-        )
-
-        def speak(phrases: list[SpeakablePhrase]) -> None:
-            for phrase in phrases:
-                self._player.speak(
-                    utterance,
-                    phrase,
-                    speed=settings.speed,
-                    volume=settings.volume,
-                    pronounced=self._dialogue.pronounce(phrase.spoken),
-                )
-
-        async with aclosing(reply.begin()) as pieces:
-            async for text in pieces:
-                if guess is not None and guess.first_text is None:
-                    guess.first_text = self._now()
-                if reply.turn is not None and reply.turn.first_text is None:
-                    reply.turn.first_text = self._now()
-                reply.text += text
-                speak(cutter.push(text))
-                if guess is not None and utterance.phrases:
-                    await guess.committed.wait()
-        reply.complete = True
-        speak(cutter.finish())
-
-    async def _watch(self, reply: Reply, guess: _Guess | None) -> None:
+    async def _watch(self, reply: Reply, guess: Guess | None) -> None:
         """Note when the reply begins to be heard, and show its text word by word, as it is heard."""
         assert reply.utterance is not None
         if guess is not None:
@@ -587,7 +526,7 @@ class Conversation:
                 # A phrase whose length is estimated may turn out to be longer: nothing shown is taken back for it.
                 if len(heard) > shown:
                     shown = len(heard)
-                    self._show_reply(reply, join(reply.said, heard), final=False)
+                    self._display.agent_said(reply.segment, join(reply.said, heard), final=False)
             await asyncio.sleep(_WATCH_S if reply.first_heard is None else 5 * _WATCH_S)
 
     def _finish(self, reply: Reply, utterance: Utterance, *, failed: bool) -> None:
@@ -616,58 +555,28 @@ class Conversation:
 
     def _end(self, reply: Reply, *, interrupted: bool) -> None:
         reply.interrupted = interrupted
-        self._show_reply(reply, reply.said, final=True)
+        self._display.agent_said(reply.segment, reply.said, final=True)
         self._dialogue.heard(reply, over=True)
         report = reply.report(self._job_id, interrupted=interrupted)
         if report is not None:
             logger.info("turn %d: response after %.0f ms", report.turn, report.response_ms)
             self._dialogue.measured(report)
             if self._settings.publish_metrics:
-                self._note(self._room.publish_metrics(report))
+                self._display.note(self._room.publish_metrics(report))
         reply.over.set()
 
-    # --- what the caller's client shows ---------------------------------------------------------------
-
-    def _show_reply(self, reply: Reply, text: str, *, final: bool) -> None:
-        self._note(self._room.publish_transcript("agent", reply.segment, text, final=final))
-
-    def _show_partial(self, text: str) -> None:
-        # The turn has no number yet; this is the one that it will have.
-        self._partial_segment = f"user-{self._turn_number + 1}"
-        self._show_transcript(UserTranscript(self._partial_segment, text, final=False))
-
-    def _withdraw_partial(self) -> None:
-        """There were no words in what was taken for some."""
-        if self._partial_segment:
-            self._show_transcript(UserTranscript(self._partial_segment, "", final=True))
-
-    def _show_transcript(self, transcript: UserTranscript) -> None:
-        if transcript.final:
-            self._partial_segment = ""
-        self._note(self._room.publish_transcript("user", transcript.segment, transcript.text, final=transcript.final))
-        self._dialogue.transcribed(transcript)
+    # --- states -----------------------------------------------------------------------------------------
 
     def _show_state(self) -> None:
-        state = _AGENT_STATES[self._turns.state]
-        kept = self._reply is not None and self._reply.turn is not None and self._reply.first_heard is None
-        if state == "speaking" and (kept or not self._inference.is_attached):
-            # It will speak, or go on; for now it is silent.
-            state = "thinking"
+        is_kept = self._reply is not None and self._reply.turn is not None and self._reply.first_heard is None
+        state = agent_state(self._turns, is_silent=is_kept or not self._inference.is_attached)
         user: UserState = self._turns.user
         if (user, state) == (self._user_state, self._agent_state):
             return
         if state != self._agent_state:
-            self._note(self._room.set_agent_state(state))
+            self._display.note(self._room.set_agent_state(state))
         self._user_state, self._agent_state = user, state
         self._dialogue.state_changed(user, state)
-
-    def _note(self, note: Coroutine[Any, Any, None]) -> None:
-        self._notes.put_nowait(note)
-
-    async def _show(self) -> None:
-        """States and transcripts go out in order, without anybody waiting for them."""
-        while True:
-            await (await self._notes.get())
 
 
 class _EndedError(Exception):

@@ -51,7 +51,7 @@ class Turn:
     """``stretch``: where the caller began to speak last. ``last_voiced``: where the caller last fell silent.
 
     ``interrupted``: it interrupted the agent. ``ordered``: where its end was asked for. ``prepared``: ticket of what
-    was prepared at ``prepared_at``, 0: nothing. ``over``: the model's probability of that, None: not told yet. ``ahead``:
+    was prepared at ``prepared_at``, 0: nothing. ``over``: the probability of that, None: not told yet. ``ahead``:
     ticket of an answer that was begun. ``probe``: ticket of a transcript that only decides whether it interrupts;
     the last one was asked at ``probed``.
     """
@@ -126,6 +126,13 @@ class UserTurn:
     def is_manual(self) -> bool:
         """Whether turns end and agents are interrupted only by who asks for it."""
         return self.rules.detection == "manual"
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the turn is over whatever is transcribed, and nothing but that is waited for."""
+        return self.state is State.TRANSCRIBING and (
+            self.rules.detection != "model" or self.open_turn.ordered is not None
+        )
 
     @property
     def may_resume(self) -> bool:

@@ -9,11 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from host.job.room import AgentState, Side
+from host.job.settings import SessionSettings
 from inference.client import InferenceError, InferenceUnavailableError, RequestFailedError, VoiceEvent
 from inference.wire.messages import ChatMessage, Transcript
 from inference.wire.supervision import TurnReport
 
 RATE = 16_000
+PLAIN = SessionSettings(
+    turn_detection="vad",
+    preemptive=False,
+    min_interruption_ms=0,
+    backchannels=False,
+    false_interruption_timeout_ms=0,
+    user_away_timeout_s=0,
+)
+"""Turns end after a fixed silence, any sound interrupts, and nothing is begun on speculation."""
 SAMPLES_PER_CHAR = 1_000
 DEADLINE_S = 10.0
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
 from host.job.audio import Player
-from host.job.settings import SessionSettings
 from host.job.speech import SpeakablePhrase
 from host.job.spoken import Word
 from host.job.transcripts import MAX_ATTEMPTS
 from inference.client import InferenceRoom, InferenceUnavailableError
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
-from tests.host.job.fakes import SAMPLES_PER_CHAR, FakeInference, FakeRoom, until
+from tests.host.job.fakes import PLAIN, SAMPLES_PER_CHAR, FakeInference, FakeRoom, until
 from tests.host.job.test_session import MS, Talk, talking
 
 
@@ -313,7 +313,7 @@ async def test_an_answer_that_the_process_never_survives_is_given_up(caplog: pyt
 
 
 async def test_an_utterance_that_the_process_never_survives_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    async with talking(settings=SessionSettings(min_endpointing_delay_ms=2_000)) as talk:
+    async with talking(settings=replace(PLAIN, vad_endpointing_delay_ms=2_000)) as talk:
         await talk.starts()
         ended = talk.inference.position
         await talk.silence(100)

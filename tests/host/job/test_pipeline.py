@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
 from host.job.waves import read_wave, write_wave
 from inference.wire.supervision import TurnReport
+from tests.host.job.fakes import PLAIN
 from tests.inference.process import InferenceProcess, inference_process
 
 pytestmark = pytest.mark.processes
@@ -70,7 +72,7 @@ class Call:
             JobProcess(),
             process.settings.socket_path,
             process.settings.token,
-            settings or SessionSettings(),
+            settings or PLAIN,
             self.report,
         )
 
@@ -210,7 +212,7 @@ async def test_partial_transcripts_are_published_while_the_caller_speaks(
 ) -> None:
     loud = np.where(np.arange(48_000) % 40 < 20, 8_000, -8_000).astype(np.int16)
     write_wave(str(tmp_path / "long.wav"), loud, 16_000)
-    call = Call(process, tmp_path, [str(tmp_path / "long.wav")], settings=SessionSettings(partial_transcripts=True))
+    call = Call(process, tmp_path, [str(tmp_path / "long.wav")], settings=replace(PLAIN, partial_transcripts=True))
     await call.hold()
     (turn,) = call.turns
     mine = [(note.segment, note.text, note.final) for note in call.room.transcripts if note.side == "user"]

@@ -23,9 +23,9 @@ from host.job.agent import VoiceAgent
 from host.job.context import JobContext, JobOutcome, JobProcess, run_job
 from host.job.room_local import LocalRoom
 from host.job.session import VoiceSession
-from host.job.settings import SessionSettings
 from inference.client import InferenceClient, InferenceRoom
 from inference.wire.supervision import TurnReport
+from tests.host.job.fakes import PLAIN
 from tests.inference.process import InferenceProcess, inference_process
 
 pytestmark = pytest.mark.processes
@@ -73,7 +73,7 @@ class Call:
             JobProcess(),
             settings.socket_path,
             settings.token,
-            SessionSettings(),
+            PLAIN,
             self.turns.append,
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -17,7 +18,7 @@ from host.job.settings import SessionSettings
 from inference.client import InferenceRoom, InferenceUnavailableError, RequestFailedError
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
 from inference.wire.supervision import TurnReport
-from tests.host.job.fakes import RATE, SAMPLES_PER_CHAR, FakeGeneration, FakeInference, FakeRoom, until
+from tests.host.job.fakes import PLAIN, RATE, SAMPLES_PER_CHAR, FakeGeneration, FakeInference, FakeRoom, until
 
 MS = RATE // 1000
 
@@ -128,7 +129,7 @@ class Talk:
 async def talking(
     *, greeting: str = "", context_tokens: int = 2048, settings: SessionSettings | None = None
 ) -> AsyncIterator[Talk]:
-    talk = Talk(VoiceAgent("Be brief.", greeting), settings or SessionSettings(), context_tokens)
+    talk = Talk(VoiceAgent("Be brief.", greeting), settings or PLAIN, context_tokens)
     running = asyncio.create_task(talk.session.run())
     try:
         if not greeting:
@@ -436,7 +437,7 @@ async def test_a_conversation_that_is_too_long_loses_its_oldest_turn() -> None:
 
 
 async def test_a_reply_never_asks_for_more_than_half_of_the_context() -> None:
-    async with talking(context_tokens=256, settings=SessionSettings(max_reply_tokens=1000)) as talk:
+    async with talking(context_tokens=256, settings=replace(PLAIN, max_reply_tokens=1000)) as talk:
         assert (await talk.asks("Hello?")).max_tokens == 128
 
 
@@ -481,7 +482,7 @@ async def test_say_ends_with_the_session() -> None:
 
 
 async def test_where_interruptions_are_not_allowed_the_agent_talks_on() -> None:
-    async with talking(settings=SessionSettings(allow_interruptions=False)) as talk:
+    async with talking(settings=replace(PLAIN, allow_interruptions=False)) as talk:
         generation = await talk.asks("Tell me a story.")
         generation.write("Once upon a time.")
         generation.finish()
@@ -520,7 +521,7 @@ async def test_the_end_silences_the_agent_and_reports_what_was_heard() -> None:
 
 
 async def test_inference_that_stays_away_ends_the_session_with_a_clear_reason() -> None:
-    talk = Talk(VoiceAgent("Be brief."), SessionSettings(), 2048)
+    talk = Talk(VoiceAgent("Be brief."), PLAIN, 2048)
     running = asyncio.create_task(talk.session.run())
     await talk.asks("Tell me a story.")
     talk.inference.go_away()
@@ -534,5 +535,5 @@ async def test_inference_that_stays_away_ends_the_session_with_a_clear_reason() 
 
 @pytest.mark.parametrize(("delay", "pause"), [(500, 96), (64, 64), (0, 32)])
 async def test_detection_is_set_up_for_the_endpointing_delay(delay: int, pause: int) -> None:
-    async with talking(settings=SessionSettings(min_endpointing_delay_ms=delay)) as talk:
+    async with talking(settings=replace(PLAIN, vad_endpointing_delay_ms=delay)) as talk:
         assert talk.inference.listening["pause_ms"] == pause
