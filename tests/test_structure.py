@@ -34,6 +34,7 @@ PURE = (
     "host/console/script.py",
     "host/job/turn.py",
     "host/job/chat.py",
+    "host/job/chat_context.py",
     "host/job/docstring.py",
     "host/job/speech.py",
     "host/job/tool_schema.py",
@@ -70,8 +71,8 @@ PLANNED: tuple[str, ...] = ()
 
 PURE_LIBRARY = frozenset({
     "__future__", "abc", "bisect", "codecs", "collections", "copy", "dataclasses", "enum", "fractions", "functools",
-    "graphlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string", "struct",
-    "textwrap", "types", "typing", "unicodedata",
+    "graphlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string",
+    "struct", "textwrap", "types", "typing", "unicodedata",
 })  # fmt: skip
 """Standard modules that neither look at the world nor wait for it."""
 

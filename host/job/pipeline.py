@@ -144,6 +144,24 @@ class Conversation:
         self._feed(t.AnswerFinished())
         return True
 
+    def withdraw(self, reply: Reply) -> bool:
+        """``reply`` is over if it has not begun, or was interrupted and may be resumed; False: it is being said."""
+        if reply is self._reply:
+            return False
+        if reply is self._interrupted:
+            self._report_interrupted()
+        elif reply in self._to_say:
+            self._to_say.remove(reply)
+            reply.interrupted = True
+            self._dialogue.heard(reply, over=True)
+            reply.over.set()
+        return True
+
+    def keep(self, reply: Reply) -> None:
+        """What is being done for ``reply`` cannot be undone: who goes on interrupts it."""
+        if reply is self._reply:
+            self._feed(t.AnswerHeard())
+
     def end_of_turn(self, ticket: int, probability: float) -> None:
         """So likely is what was prepared with ``ticket`` all that the caller says."""
         logger.debug("end of turn: %d, %.2f", ticket, probability)

@@ -121,15 +121,15 @@ class Talk:
                 await asyncio.sleep(0)
 
     def said(self) -> list[tuple[str, str]]:
-        return [(item.role, item.content) for item in self.session.history.items]
+        return [(item.role, item.content) for item in self.session.history.messages()]
 
 
 @asynccontextmanager
 async def talking(
     *, greeting: str = "", context_tokens: int = 2048, settings: SessionSettings | None = None
 ) -> AsyncIterator[Talk]:
-    talk = Talk(VoiceAgent("Be brief.", greeting), settings or SessionSettings(), context_tokens)
-    running = asyncio.create_task(talk.session.run())
+    talk = Talk(VoiceAgent("Be brief.", greeting=greeting), settings or SessionSettings(), context_tokens)
+    running = asyncio.create_task(talk.session.hold())
     try:
         if not greeting:
             await until(lambda: talk.room.states == ["listening"])
@@ -457,7 +457,7 @@ async def test_the_greeting_is_said_before_the_agent_listens_and_can_be_interrup
 async def test_say_waits_for_its_turn_and_returns_what_was_heard() -> None:
     async with talking() as talk:
         await talk.starts()
-        saying = asyncio.create_task(talk.session.say("The call is recorded."))
+        saying = talk.session.say("The call is recorded.")
         await talk.stops("Hello.")
         await until(lambda: talk.inference.generations)
         talk.inference.generations[0].write("Hi.")
@@ -467,17 +467,17 @@ async def test_say_waits_for_its_turn_and_returns_what_was_heard() -> None:
         await until(lambda: len(talk.inference.phrases) == 2)
         await talk.hears(4 * SAMPLES_PER_CHAR)
         await talk.says("Stop.")
-        assert await asyncio.wait_for(saying, 10) == "The"
-        assert talk.said()[-2:] == [("assistant", "Hi. The"), ("user", "Stop.")]
+        assert await asyncio.wait_for(saying, 10) is saying
+        assert (saying.said, saying.interrupted) == ("The", True)
+        assert talk.said()[1:] == [("assistant", "Hi."), ("assistant", "The"), ("user", "Stop.")]
 
 
 async def test_say_ends_with_the_session() -> None:
     async with talking() as talk:
         await talk.starts()
-        saying = asyncio.create_task(talk.session.say("Never said."))
-        await asyncio.sleep(0)
-    assert await asyncio.wait_for(saying, 10) == ""
-    assert await talk.session.say("Too late.") == ""
+        saying = talk.session.say("Never said.")
+    assert (await asyncio.wait_for(saying, 10)).said == ""
+    assert (await asyncio.wait_for(talk.session.say("Too late."), 10)).said == ""
 
 
 async def test_where_interruptions_are_not_allowed_the_agent_talks_on() -> None:
@@ -521,7 +521,7 @@ async def test_the_end_silences_the_agent_and_reports_what_was_heard() -> None:
 
 async def test_inference_that_stays_away_ends_the_session_with_a_clear_reason() -> None:
     talk = Talk(VoiceAgent("Be brief."), SessionSettings(), 2048)
-    running = asyncio.create_task(talk.session.run())
+    running = asyncio.create_task(talk.session.hold())
     await talk.asks("Tell me a story.")
     talk.inference.go_away()
     talk.given_up = True
