@@ -60,15 +60,14 @@ def _samples_per_letter(phrases: Iterable[PhraseHeard], sample_rate: int) -> flo
 def render(items: Iterable[ChatItem], tools: str = "") -> tuple[wire.ChatMessage, ...]:
     """``items`` as the model is given them; roles alternate. ``tools``: what follows the instructions about tools.
 
-    Messages of the system at the beginning are one; those further on read as the user's, since many models know no
-    others. What is only new at the end leaves everything before it as it is, to the letter: it need not be read again.
+    A message of the system is the first; those further on read as the user's, since many models know no others.
+    What is only new at the end leaves everything before it as it is, to the letter: it need not be read again.
     """
     rest = list(items)
-    system = []
-    while rest and isinstance(first := rest[0], ChatMessage) and first.role == "system":
-        system.append(first.content)
+    instructions = tools
+    if rest and isinstance(first := rest[0], ChatMessage) and first.role == "system":
+        instructions = "\n\n".join(text for text in (first.content, tools) if text)
         del rest[0]
-    instructions = "\n\n".join(text for text in (*system, tools) if text)
     rendered = [wire.ChatMessage("system", instructions)] if instructions else []
     for _, group in itertools.groupby(rest, _kind):
         for message in _messages(list(group)):

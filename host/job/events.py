@@ -49,7 +49,7 @@ class UserInputTranscribedEvent:
 
 @dataclass(frozen=True, slots=True)
 class ConversationItemAddedEvent:
-    """``conversation_item_added``: a message joined the history, the agent's when it was heard; or another agent did."""
+    """``conversation_item_added``: a message joined the history (the agent's when it was heard), or an agent."""
 
     item: ChatMessage | AgentHandoff
     created_at: float = field(default_factory=time.time)

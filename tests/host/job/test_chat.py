@@ -115,8 +115,10 @@ def test_a_conversation_in_order() -> None:
 
 
 def test_instructions_and_what_is_said_about_tools_are_one_message() -> None:
-    assert contents([system("Be brief."), system("Be kind.")], "# Tools") == [
-        ("system", "Be brief.\n\nBe kind.\n\n# Tools")
+    assert contents([system("Be brief.")], "# Tools") == [("system", "Be brief.\n\n# Tools")]
+    assert contents([system("Be brief."), system("It is Monday.")]) == [
+        ("system", "Be brief."),
+        ("user", "It is Monday."),
     ]
     assert contents([user("Hi")], "# Tools") == [("system", "# Tools"), ("user", "Hi")]
     assert contents([user("Hi")]) == [("user", "Hi")]

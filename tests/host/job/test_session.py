@@ -25,7 +25,9 @@ MS = RATE // 1000
 class Talk:
     """A running session, and a caller who speaks by the millisecond."""
 
-    def __init__(self, agent: VoiceAgent, settings: SessionSettings, context_tokens: int) -> None:
+    def __init__(
+        self, agent: VoiceAgent, settings: SessionSettings, context_tokens: int, userdata: object = None
+    ) -> None:
         self.room = FakeRoom()
         self.inference = FakeInference()
         self.reports: list[TurnReport] = []
@@ -38,7 +40,7 @@ class Talk:
                 self.room,
                 cast(InferenceRoom, self.inference),
                 dialogue,
-                settings=settings,
+                settings=agent.settings(settings),
                 job_id="job",
                 attach_again=self.attach_again,
                 now=self.now,
@@ -46,6 +48,7 @@ class Talk:
             settings=settings,
             context_tokens=context_tokens,
             report=self.reports.append,
+            userdata=userdata,
             now=self.now,
         )
 
@@ -126,13 +129,20 @@ class Talk:
 
 @asynccontextmanager
 async def talking(
-    *, greeting: str = "", context_tokens: int = 2048, settings: SessionSettings | None = None
+    *,
+    greeting: str = "",
+    context_tokens: int = 2048,
+    settings: SessionSettings | None = None,
+    agent: VoiceAgent | None = None,
+    userdata: object = None,
 ) -> AsyncIterator[Talk]:
-    talk = Talk(VoiceAgent("Be brief.", greeting=greeting), settings or SessionSettings(), context_tokens)
+    """A conversation with ``agent``, or one that is brief."""
+    agent = agent or VoiceAgent("Be brief.", greeting=greeting)
+    talk = Talk(agent, settings or SessionSettings(), context_tokens, userdata)
     running = asyncio.create_task(talk.session.hold())
     try:
-        if not greeting:
-            await until(lambda: talk.room.states == ["listening"])
+        if not agent.greeting:
+            await until(lambda: talk.room.states)
         yield talk
     finally:
         await asyncio.wait_for(talk.session.aclose("the test is over"), 10)
