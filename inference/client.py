@@ -21,10 +21,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
+from inference.asked import (
+    Asked,
+    Generation,
+    InferenceError,
+    InferenceUnavailableError,
+    Listening,
+    Phrase,
+    RequestFailedError,
+    RoomRefusedError,
+)
 from inference.segments import Segment
 from inference.wire import messages as m
 from inference.wire.connection import ROOM, Received, Role
@@ -32,54 +41,20 @@ from inference.wire.errors import WireError
 from inference.wire.stream import MessageStream
 from inference.wire.tlv import Message
 
+__all__ = [
+    "Generation",
+    "InferenceClient",
+    "InferenceError",
+    "InferenceRoom",
+    "InferenceUnavailableError",
+    "Listening",
+    "Phrase",
+    "RequestFailedError",
+    "RoomRefusedError",
+    "VoiceEvent",
+]
+
 VoiceEvent = m.SpeechStarted | m.SpeechPaused | m.SpeechResumed | m.SpeechEnded | m.AudioLost
-
-
-class InferenceError(Exception):
-    """Base of what the inference process may answer instead of a result."""
-
-
-class InferenceUnavailableError(InferenceError):
-    """The inference process is not there, or went away; every open request fails with this at once."""
-
-
-class RoomRefusedError(InferenceError):
-    """No slot for another room."""
-
-
-class RequestFailedError(InferenceError):
-    """One request failed. ``code`` as in ``RequestFailed``."""
-
-    def __init__(self, code: m.FailureCode, reason: str) -> None:
-        super().__init__(f"{reason} ({code})")
-        self.code = code
-
-
-class _Replies:
-    """What came for one request and was not asked for yet. One at a time waits for the ``next``.
-
-    ``watch`` is shown everything as it comes.
-    """
-
-    __slots__ = ("_came", "_waiter", "watch")
-
-    def __init__(self) -> None:
-        self.watch: Callable[[Message | InferenceError], None] | None = None
-        self._came: deque[Message | InferenceError] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, reply: Message | InferenceError) -> None:
-        if self.watch is not None:
-            self.watch(reply)
-        self._came.append(reply)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self) -> Message | InferenceError:
-        while not self._came:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._came.popleft()
 
 
 class InferenceClient:
@@ -89,7 +64,7 @@ class InferenceClient:
         self.welcome = welcome
         self._stream = stream
         self._numbers = itertools.count(1)
-        self._replies: dict[int, _Replies] = {}
+        self._asked: dict[int, Asked] = {}
         self._events: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self._room_answer: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
         self._room: InferenceRoom | None = None
@@ -173,18 +148,18 @@ class InferenceClient:
     async def stats(self) -> m.Stats:
         """How busy the inference process is. Raises ``InferenceError``."""
         number = self._next()
-        replies = self._ask(m.GetStats(number))
+        asked = self._ask(m.GetStats(number))
         try:
-            reply = await self._reply(replies)
+            reply = await asked.next()
         finally:
-            self._replies.pop(number, None)
+            asked.close()
         assert isinstance(reply, m.Stats)
         return reply
 
     @property
     def open_requests(self) -> int:
         """How many requests have not ended yet."""
-        return len(self._replies)
+        return len(self._asked)
 
     @property
     def is_gone(self) -> bool:
@@ -216,14 +191,6 @@ class InferenceClient:
                 raise event
             yield event
 
-    def _cancel(self, number: int) -> None:
-        if self._gone is None:
-            self._send(m.Cancel(number))
-
-    def _promote(self, number: int) -> None:
-        if self._gone is None:
-            self._send(m.Promote(number))
-
     def _next(self) -> int:
         return next(self._numbers)
 
@@ -232,23 +199,18 @@ class InferenceClient:
             raise self._gone
         self._stream.send(message, descriptors)
 
-    def _ask(self, message: m.Transcribe | m.Generate | m.Speak | m.GetStats) -> _Replies:
-        replies = _Replies()
+    def _ask(self, message: m.Transcribe | m.Generate | m.Speak | m.GetStats) -> Asked:
+        asked = Asked(message.request, self._say, self._forget)
         self._send(message)
-        self._replies[message.request] = replies
-        return replies
+        self._asked[message.request] = asked
+        return asked
 
-    @staticmethod
-    async def _reply(replies: _Replies) -> Message:
-        reply = await replies.next()
-        if isinstance(reply, InferenceError | m.RequestFailed):
-            # Nothing comes after it: whoever asks again hears the same instead of waiting for ever.
-            replies.put(reply)
-        if isinstance(reply, InferenceError):
-            raise reply
-        if isinstance(reply, m.RequestFailed):
-            raise RequestFailedError(reply.code, reply.reason)
-        return reply
+    def _say(self, message: Message) -> None:
+        if self._gone is None:
+            self._send(message)
+
+    def _forget(self, number: int) -> None:
+        self._asked.pop(number, None)
 
     async def _read(self) -> None:
         reason: InferenceError = InferenceUnavailableError("the inference process went away")
@@ -266,8 +228,8 @@ class InferenceClient:
         message = received.message
         number: int | None = getattr(message, "request", None)
         if number is not None:
-            if (replies := self._replies.get(number)) is not None:
-                replies.put(message)
+            if (asked := self._asked.get(number)) is not None:
+                asked.put(message)
             return
         match message:
             case m.SpeechStarted() | m.SpeechPaused() | m.SpeechResumed() | m.SpeechEnded() | m.AudioLost() as event:
@@ -281,8 +243,8 @@ class InferenceClient:
         if self._gone is not None:
             return
         self._gone = reason
-        for replies in self._replies.values():
-            replies.put(reason)
+        for asked in self._asked.values():
+            asked.put(reason)
         self._events.put_nowait(reason)
         self._room_answer.put_nowait(reason)
         if self._room is not None:
@@ -392,7 +354,7 @@ class InferenceRoom:
         """As ``transcribe``; the request is on its way when this returns, and can be promoted."""
         number = self._client._next()
         ask = m.Transcribe(number, start, end, language, speculative, partial)
-        return Listening(self._client, number, self._client._ask(ask))
+        return Listening(self._client._ask(ask))
 
     def generate(
         self,
@@ -428,7 +390,7 @@ class InferenceRoom:
             json_schema,
             end_of_turn,
         )
-        return Generation(self._client, number, self._client._ask(ask))
+        return Generation(self._client._ask(ask))
 
     def speak(
         self, text: str, *, speed: float = 1.0, volume: float = 1.0, speculative: bool = False, speaker: int = -1
@@ -439,7 +401,7 @@ class InferenceRoom:
         """
         number = self._client._next()
         ask = m.Speak(number, text, speed, volume, speculative, speaker)
-        return Phrase(self._client, number, text, self._client._ask(ask))
+        return Phrase(self._client._ask(ask), text)
 
     # --- speech down ------------------------------------------------------------------------------
 
@@ -476,135 +438,3 @@ class InferenceRoom:
                     loop.remove_reader(self._segment.doorbell)
             if self._segment.doorbell >= 0:
                 self._segment.answer_doorbell()
-
-
-class Listening:
-    """An utterance being transcribed."""
-
-    def __init__(self, client: InferenceClient, number: int, replies: _Replies) -> None:
-        self._client = client
-        self._number = number
-        self._replies = replies
-        self._ended = False
-
-    async def wait(self) -> m.Transcript:
-        """What was said. Call once. Raises ``InferenceError``. Cancelling the await cancels the request."""
-        try:
-            reply = await self._client._reply(self._replies)
-        except asyncio.CancelledError:
-            self._client._cancel(self._number)
-            raise
-        finally:
-            self._ended = True
-            self._client._replies.pop(self._number, None)
-        assert isinstance(reply, m.Transcript)
-        return reply
-
-    def promote(self) -> None:
-        """It was speculative or partial, and somebody waits for it. Harmless when it is done."""
-        if not self._ended:
-            self._client._promote(self._number)
-
-
-class Generation:
-    """A reply being written. Iterate once for pieces of text; ``done`` holds the counts afterwards.
-
-    ``end_of_turn``: how likely the user's message is complete, if that was asked for: known before the first text
-    comes, whether or not anybody iterates. -1 when it cannot be known. A callback of it runs in the loop's next turn.
-    """
-
-    def __init__(self, client: InferenceClient, number: int, replies: _Replies) -> None:
-        self.done: m.GenerateDone | None = None
-        self.end_of_turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._client = client
-        self._number = number
-        self._replies = replies
-        replies.watch = self._look_at
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        try:
-            while self.done is None:
-                match await self._client._reply(self._replies):
-                    case m.TextDelta(text=text):
-                        yield text
-                    case m.GenerateDone() as done:
-                        self.done = done
-        finally:
-            self.cancel()
-            self._client._replies.pop(self._number, None)
-            self._know_end_of_turn(-1.0)
-
-    def promote(self) -> None:
-        """It was speculative, and somebody waits for it. Harmless when it is done."""
-        if self.done is None:
-            self._client._promote(self._number)
-
-    def cancel(self) -> None:
-        """Stop writing; the iteration then raises ``RequestFailedError("cancelled")``. Harmless when it is done."""
-        if self.done is None:
-            self._client._cancel(self._number)
-
-    def _look_at(self, reply: Message | InferenceError) -> None:
-        match reply:
-            case m.EndOfTurn(probability=probability) | m.GenerateDone(end_of_turn=probability):
-                self._know_end_of_turn(probability)
-            case m.RequestFailed() | InferenceError():
-                self._know_end_of_turn(-1.0)
-
-    def _know_end_of_turn(self, probability: float) -> None:
-        if not self.end_of_turn.done():
-            self.end_of_turn.set_result(probability)
-
-
-class Phrase:
-    """A phrase being spoken. ``start`` and ``end`` are on the down clock, None until they are known.
-
-    Keep calling ``wait`` (once): it follows the phrase to its end and fills both in.
-    """
-
-    def __init__(self, client: InferenceClient, number: int, text: str, replies: _Replies) -> None:
-        self.text = text
-        self.start: int | None = None
-        self.end: int | None = None
-        self._client = client
-        self._number = number
-        self._replies = replies
-        self._ended = False
-
-    async def wait_started(self) -> int:
-        """Position of the phrase's first sample. Raises ``InferenceError``. Call before ``wait``, or not at all."""
-        while self.start is None:
-            self._take(await self._client._reply(self._replies))
-        return self.start
-
-    async def wait(self) -> None:
-        """Return when the phrase lies in the ring whole. Raises ``RequestFailedError`` (also "cancelled").
-
-        Cancelling the await cancels the phrase.
-        """
-        try:
-            while self.end is None:
-                self._take(await self._client._reply(self._replies))
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        finally:
-            self._ended = True
-            self._client._replies.pop(self._number, None)
-
-    def promote(self) -> None:
-        """It was speculative, and somebody waits for it. Harmless when it is done."""
-        if not self._ended:
-            self._client._promote(self._number)
-
-    def cancel(self) -> None:
-        """Stop synthesis. ``wait`` still returns or raises; after it nothing more of the phrase is written."""
-        if not self._ended:
-            self._client._cancel(self._number)
-
-    def _take(self, reply: Message) -> None:
-        match reply:
-            case m.SpeakStarted(start=start):
-                self.start = start
-            case m.SpeakDone(start=start, end=end):
-                self.start, self.end = start, end

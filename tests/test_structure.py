@@ -39,6 +39,7 @@ PURE = (
     "host/job/endpointing.py",
     "host/job/backchannel.py",
     "host/job/chat.py",
+    "host/job/chat_context.py",
     "host/job/docstring.py",
     "host/job/speech.py",
     "host/job/tool_schema.py",
@@ -75,8 +76,8 @@ PLANNED: tuple[str, ...] = ()
 
 PURE_LIBRARY = frozenset({
     "__future__", "abc", "bisect", "codecs", "collections", "copy", "dataclasses", "enum", "fractions", "functools",
-    "graphlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string", "struct",
-    "textwrap", "types", "typing", "unicodedata",
+    "graphlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string",
+    "struct", "textwrap", "types", "typing", "unicodedata",
 })  # fmt: skip
 """Standard modules that neither look at the world nor wait for it."""
 

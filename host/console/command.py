@@ -37,7 +37,7 @@ SOUND = "Sound"
 
 def console(
     agent: Annotated[Path | None, typer.Argument(help="Your agent's Python file. Default: a built-in one.")] = None,
-    text: Annotated[bool, typer.Option("--text", help="Write instead of speaking: no sound, no voice models.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Write instead of speaking: no sound at all.")] = False,
     input_device: Annotated[
         str, typer.Option("--input-device", help="Microphone: number or part of the name.", rich_help_panel=SOUND)
     ] = "",

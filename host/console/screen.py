@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
-from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from host.console.portaudio import DeviceInfo
 
 _WHO = {"user": ("You", "bold cyan"), "agent": ("Agent", "bold magenta")}
-_STATES = {
-    "initializing": ("●", "dim", "coming"),
-    "listening": ("●", "green", "listening"),
-    "thinking": ("●", "yellow", "thinking"),
-    "speaking": ("●", "magenta", "speaking"),
-}
+_STYLES = {"listening": "green", "thinking": "yellow", "speaking": "magenta"}
+"""Of what the agent does."""
+_LONGEST_STATE = len("initializing")
+_BETWEEN = "  "
 _INDENT = 7
+_LOWEST_LINES = 6
+"""What stands below the talk: a blank line, the state, what is typed, the help; and some more where that is long."""
 _METER_COLUMNS = 16
 _LOUD_DB = -6.0
 _FALL_DB = 2.0
@@ -51,7 +52,8 @@ class Screen:
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._meters = [SILENCE_DB, SILENCE_DB]
         self._ending = ""
-        self._redirected: list[logging.StreamHandler[object]] = []
+        self._seen: tuple[object, ...] = ()
+        self._printed = False
 
     def __enter__(self) -> Screen:
         if self._console.is_terminal:
@@ -90,11 +92,29 @@ class Screen:
         """Show the call as it is."""
         for entry in self._call.script.take_settled():
             self._print(entry)
-        if self._console.is_terminal:
+        if self._console.is_terminal and (now := self._moving()) != self._seen:
+            self._seen = now
             self._live.update(self._below(), refresh=True)
+
+    def _moving(self) -> tuple[object, ...]:
+        """All that the lower part is made of: when it is the same, nothing is drawn."""
+        call = self._call
+        if not call.in_writing:
+            levels = (call.microphone.level, call.agent_level)
+            self._meters = [max(level, shown - _FALL_DB) for level, shown in zip(levels, self._meters, strict=True)]
+        return (
+            [(entry.side, entry.text, entry.final, entry.turn) for entry in call.script.open],
+            (call.state or self._doing, self._typed, self._ending, call.muted, call.is_held_back()),
+            [round(level) for level in self._meters],
+            call.script.responses_s(),
+            self._console.size,
+        )
 
     def _print(self, entry: Entry) -> None:
         if self._console.is_terminal:
+            if entry.side == "user" and self._printed:
+                self._console.print()
+            self._printed = True
             self._console.print(said(entry))
             return
         cut = " (interrupted)" if entry.turn is not None and entry.turn.interrupted else ""
@@ -103,39 +123,45 @@ class Screen:
         self._console.print(line, soft_wrap=True)
 
     def _below(self) -> RenderableType:
-        parts: list[RenderableType] = [said(entry) for entry in self._call.script.open if entry.text]
-        parts.append(Text())
+        talk: list[RenderableType] = []
+        for entry in self._call.script.open:
+            if entry.text:
+                if entry.side == "user" and (talk or self._printed):
+                    talk.append(Text())
+                talk.append(said(entry))
+        parts: list[RenderableType] = [_Tail(Group(*talk), self._console.height - _LOWEST_LINES), Text()]
         if self._ending:
             parts.append(Text(self._ending, style="dim"))
             return Group(*parts)
         parts.append(self._status())
         if self._typed is not None:
-            typed = Text.assemble(("› ", "bold"), self._typed, ("▏", "blink"))
-            parts.append(Padding(typed, (0, 0, 0, 0)))
+            row = Table.grid(padding=0)
+            row.add_column(width=2)
+            row.add_column(overflow="fold")
+            row.add_row(Text("›", style="bold"), Text.assemble(self._typed, ("▏", "blink")))
+            parts.append(row)
         parts.append(Text(self._help(), style="dim", overflow="ellipsis", no_wrap=True))
         return Group(*parts)
 
-    def _status(self) -> RenderableType:
-        if not self._call.state:
+    def _status(self) -> Text:
+        """One line; what comes last goes first where there is no room."""
+        call = self._call
+        if not call.state:
             return Text.assemble(("● ", "dim"), self._doing)
-        sign, style, text = _STATES.get(self._call.state, ("●", "dim", self._call.state))
-        line = Table.grid(padding=(0, 2))
-        cells: list[RenderableType] = [Text.assemble((sign, style), " ", text)]
-        if not self._call.in_writing:
-            levels = (self._call.microphone.level, self._call.agent_level)
-            self._meters = [max(level, shown - _FALL_DB) for level, shown in zip(levels, self._meters, strict=True)]
-            quiet = "muted" if self._call.muted else "waits" if self._call.is_held_back() else ""
+        style = _STYLES.get(call.state, "dim")
+        cells = [Text.assemble(("● ", style), f"{call.state:<{_LONGEST_STATE}}")]
+        if not call.in_writing:
+            quiet = "muted" if call.muted else "waits" if call.is_held_back() else ""
             cells.append(_meter("you", self._meters[0], "green", quiet))
             cells.append(_meter("agent", self._meters[1], "magenta"))
-        if (times := self._call.script.responses_s()) is not None:
-            cells.append(Text(f"{times[0]:.2f} s to an answer", style="dim"))
-        for _ in cells:
-            line.add_column(no_wrap=True)
-        line.add_row(*cells)
-        return line
+        if (times := call.script.responses_s()) is not None:
+            cells.append(Text(f"answers after {1000 * times[0]:.0f} ms", style="dim"))
+        while len(cells) > 1 and sum(cell.cell_len + len(_BETWEEN) for cell in cells) > self._console.width:
+            cells.pop()
+        return Text(_BETWEEN).join(cells)
 
     def _help(self) -> str:
-        if self._typed is None:
+        if self._typed is None or not self._call.state:
             return "Ctrl-C ends"
         if self._call.in_writing:
             return "Enter sends · Ctrl-C ends"
@@ -145,7 +171,20 @@ class Screen:
     def _redirect(self, old: object, new: object) -> None:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is old:
-                handler.setStream(new)  # type: ignore[arg-type]
+                handler.setStream(new)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """The last lines of something: of a long answer in a low window what comes is seen, not how it began."""
+
+    whole: RenderableType
+    lines: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self.whole, options, pad=False)[-max(1, self.lines) :]:
+            yield from line
+            yield Segment.line()
 
 
 def said(entry: Entry) -> RenderableType:
@@ -211,7 +250,7 @@ def summary(script: Script) -> str:
     """The call in a line; "" for one without an answer that was measured."""
     if (times := script.responses_s()) is None:
         return ""
-    return f"to an answer: {times[0]:.2f} s median, {times[1]:.2f} s longest"
+    return f"answers after {1000 * times[0]:.0f} ms, median; {1000 * times[1]:.0f} ms, longest"
 
 
 def devices_table(devices: Sequence[DeviceInfo]) -> Table:

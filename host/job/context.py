@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -112,8 +113,10 @@ class JobContext:
         """
         return await self.room.wait_for_participant(identity or self.job.participant.identity)
 
-    async def start_session(self, agent: VoiceAgent) -> VoiceSession:
+    async def start_session(self, agent: VoiceAgent, *, userdata: Any = None) -> VoiceSession:
         """Begin the conversation as soon as the inference process and the caller are there; one a job.
+
+        ``userdata``: whatever the agent and its tools are to find in ``session.userdata``.
 
         Raises ``InferenceUnavailableError`` when there is no inference process for minutes, and
         ``RoomRefusedError`` when it has no slot for another room.
@@ -128,7 +131,7 @@ class JobContext:
         if not written:
             await self.room.open_speech(inference.speech_rate)
         await self.wait_for_participant()
-        settings = agent.settings or self._settings
+        settings = agent.settings(self._settings)
 
         async def attach_again() -> None:
             await self._link.attach(inference)
@@ -143,11 +146,14 @@ class JobContext:
             agent,
             inference,
             outlet,
-            settings=settings,
+            settings=self._settings,
             context_tokens=self._link.context_tokens,
             report=self._report,
+            userdata=userdata,
         )
         self._task_group().create_task(self._hold(self._session), name="session")
+        if not written:
+            self._task_group().create_task(_answer_typed(self.room, self._session), name="typed")
         return self._session
 
     async def connect_inference(self) -> InferenceClient:
@@ -206,7 +212,7 @@ class JobContext:
         self.shutdown(await self.room.wait_closed())
 
     async def _hold(self, session: VoiceSession) -> None:
-        await session.run()
+        await session.hold()
         self.shutdown(session.close_reason)
 
     async def _run_entrypoint(self, entrypoint: Callable[[JobContext], Awaitable[None]]) -> None:
@@ -258,6 +264,15 @@ class JobOutcome:
     status: Literal["success", "failed"]
     error: str
     reason: str
+
+
+async def _answer_typed(room: Room, session: VoiceSession) -> None:
+    """What the caller types in a call interrupts the agent, where that is allowed, and is answered."""
+    async for text in room.text_input():
+        if text := text.strip():
+            with contextlib.suppress(RuntimeError):
+                session.interrupt()
+            session.generate_reply(user_input=text)
 
 
 async def run_job(

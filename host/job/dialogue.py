@@ -34,8 +34,8 @@ class Dialogue(Protocol):
     def prepare(self, ticket: int, text: str) -> None:
         """The caller may have finished with ``text`` ("" is nothing yet): the model reads it beforehand.
 
-        Where the model can tell how likely it is that this was all, ``Outlet.end_of_turn`` is called with ``ticket``,
-        unless ``drop_preparation`` comes first.
+        ``Outlet.end_of_turn`` is called with ``ticket`` (not with 0) when the model has said how likely it is that this
+        was all, unless ``drop_preparation`` comes first.
         """
 
     def drop_preparation(self) -> None:
@@ -44,9 +44,9 @@ class Dialogue(Protocol):
     def guess(self, ticket: int, text: str) -> Reply | None:
         """An answer to what may be all: it may be written and spoken into the ring, and nobody may hear it yet.
 
-        It is ``prepare`` besides. None where an answer cannot be begun before the turn is over. Nothing is committed: no
-        history, no hook, no tool; it waits where it would need that. ``drop_preparation`` ends it; who speaks it stops
-        first.
+        It is ``prepare`` besides. None where an answer cannot be begun before the turn is over. Nothing is committed:
+        no history, no hook, no tool; it waits where it would need that. ``drop_preparation`` ends it; who speaks it
+        stops first.
         """
 
     def answer(self, turn: AnsweredTurn, guess: Reply | None = None) -> Reply:
@@ -65,7 +65,7 @@ class Dialogue(Protocol):
         """The first of ``reply`` was heard: it, and the turn that it answers, stay."""
 
     def heard(self, reply: Reply, *, over: bool) -> None:
-        """``reply.shown`` is what was heard of this attempt, which has ended; ``over``: nothing more of the reply comes.
+        """``reply.shown`` is what was heard of this attempt, which has ended; ``over``: nothing more comes.
 
         It may be called again for the same attempt, with ``over``, when it is clear that it is not resumed.
         """
@@ -106,11 +106,23 @@ class Outlet(Protocol):
     def interrupt(self, *, force: bool = False) -> bool:
         """Silence: what is being said, or thought about, is over. False where that may not be interrupted.
 
-        ``force``: also that. What is queued stays so.
+        ``force``: also that. What is queued stays so, and begins next.
+        """
+
+    def withdraw(self, reply: Reply) -> bool:
+        """``reply`` is over if it has not begun, or was interrupted and may be resumed; False: it is being said."""
+
+    def keep(self, reply: Reply) -> None:
+        """What is being done for ``reply`` cannot be undone: it, and the turn that it answers, stay.
+
+        The caller who goes on interrupts it, and begins a turn of its own. (As if the first of it had been heard.)
         """
 
     def end_of_turn(self, ticket: int, probability: float) -> None:
-        """So likely is what ``Dialogue.prepare`` was given with ``ticket`` all that the caller says (0 to 1)."""
+        """So likely is what ``Dialogue.prepare`` was given with ``ticket`` all that the caller says.
+
+        0 to 1, or -1, which is not known.
+        """
 
     def commit_user_turn(self) -> None:
         """The caller's turn is over, whatever the pause."""

@@ -26,20 +26,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol, runtime_checkable
 
 from host.job import turn_events as t
 from host.job.audio import CALLER_RATE, AnswerRecorder, Capture, Player, Utterance
 from host.job.chat import truncate_to_heard
 from host.job.dialogue import Dialogue, Source, UserState
 from host.job.display import Display, agent_state
+from host.job.phrasing import Guess, write_and_speak
 from host.job.reply import AnsweredTurn, Reply, join
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
 from host.job.transcripts import MAX_ATTEMPTS, Transcriptions
 from host.job.turn import TurnTaking
 from host.job.turn_rules import SAMPLES_PER_MS, Rules
-from host.job.writing import Guess, write_and_speak
 from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, RequestFailedError
 
 logger = logging.getLogger(__name__)
@@ -135,13 +134,16 @@ class Conversation:
 
     def withdraw(self, reply: Reply) -> bool:
         """``reply`` is over if it has not begun, or was interrupted and may be resumed; False: it is being said."""
-        if reply in self._to_say:
+        if reply is self._reply:
+            return False
+        if reply is self._interrupted:
+            self._feed(t.InterruptAsked())
+        elif reply in self._to_say:
             self._to_say.remove(reply)
             reply.interrupted = True
+            self._dialogue.heard(reply, over=True)
             reply.over.set()
-        elif reply is self._interrupted:
-            self._feed(t.InterruptAsked())
-        return reply.over.is_set()
+        return True
 
     def keep(self, reply: Reply) -> None:
         """What is being done for ``reply`` cannot be undone: it, and the turn that it answers, stay."""

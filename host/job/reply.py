@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from host.job.audio import Utterance
 from inference.wire.supervision import TurnReport
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -31,6 +34,35 @@ class AnsweredTurn:
     delay_ms: float = -1.0
     ahead_ms: float = 0.0
     guesses_dropped: int = 0
+
+
+class Over(asyncio.Event):
+    """Set once, when something is over; calls back then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._callbacks: list[Callable[[], None]] = []
+
+    def set(self) -> None:
+        """It is over."""
+        super().set()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._call(callback)
+
+    def add_callback(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when it is over; at once if it is."""
+        if self.is_set():
+            self._call(callback)
+        else:
+            self._callbacks.append(callback)
+
+    @staticmethod
+    def _call(callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            logger.exception("a callback at the end of a speech failed")
 
 
 @dataclass(eq=False, slots=True)
@@ -68,7 +100,7 @@ class Reply:
     interrupted_at: float = 0.0
     silent_at: float | None = None
     attempts: int = 0
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    over: Over = field(default_factory=Over)
 
     @classmethod
     def of(cls, text: str, *, allow_interruptions: bool | None = None) -> Reply:

@@ -46,9 +46,9 @@ class WrittenRoom(Protocol):
 class WrittenConversation:
     """The agent and one caller who type: an ``Outlet`` of ``dialogue``.
 
-    ``run`` holds the conversation until ``aclose``. What the caller types while the agent writes interrupts it, where it
-    may be interrupted. When the inference process goes away, ``attach_again`` is awaited, and what was not answered
-    is asked for again; the ``InferenceUnavailableError`` that it raises when it gives up ends the conversation.
+    ``run`` holds the conversation until ``aclose``. What the caller types while the agent writes interrupts it, where
+    it may be interrupted. When the inference process goes away, ``attach_again`` is awaited, and what was not
+    answered is asked for again; the ``InferenceUnavailableError`` that it raises when it gives up ends all.
     """
 
     def __init__(
@@ -90,8 +90,13 @@ class WrittenConversation:
         self.interrupt()
         self._put(text)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being said, and nothing waits to be said or answered."""
+        return self._idle.is_set()
+
     async def wait_idle(self) -> None:
-        """Return when nothing is being said, and nothing waits to be said or answered."""
+        """Return when it is idle."""
         await self._idle.wait()
 
     # --- for the dialogue -----------------------------------------------------------------------------
@@ -118,6 +123,16 @@ class WrittenConversation:
         reply.interrupted_at = reply.silent_at = self._now()
         self._end(reply, interrupted=True)
         return True
+
+    def withdraw(self, reply: Reply) -> bool:
+        """``reply`` is over if it has not begun. False: it is being said."""
+        if reply in self._waiting:
+            self._waiting.remove(reply)
+            reply.over.set()
+        return reply.over.is_set()
+
+    def keep(self, reply: Reply) -> None:
+        """Nothing is taken back here."""
 
     def end_of_turn(self, ticket: int, probability: float) -> None:
         """Who presses the key has ended the turn."""
@@ -189,6 +204,7 @@ class WrittenConversation:
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         """One thing after the other."""
+        self._show_state("listening")
         while True:
             while not self._waiting:
                 self._show_state("listening")

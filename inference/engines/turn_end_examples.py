@@ -54,8 +54,8 @@ EXAMPLES: Final = (
 
 SYSTEM: Final = Message("system", "You are a voice assistant.")
 
-LONGEST_S: Final = 1.0
-"""Seconds for reading: a large model on a CPU makes do with the first examples."""
+LONGEST_S: Final = 3.0
+"""Seconds for reading: a large model on a CPU makes do with the first examples. The smallest needs half a second."""
 
 _log = logging.getLogger("inference.llm")
 

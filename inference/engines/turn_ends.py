@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 """Of one position, shape (vocabulary,)."""
 
-CLOSING: Final = " \t\r\n.?!…\"'”’)]*"
+CLOSING: Final = " \t\r\n.?!…-–—\"'”’)]*"
 """What may stand behind the last word of a message and says nothing about its end."""
 
 ENDINGS: Final = (".", "?", "!", "\n")

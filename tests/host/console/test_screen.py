@@ -101,6 +101,25 @@ def test_what_moves_fits_the_width(width: int, in_writing: bool) -> None:
     assert "What's the date …" in text
 
 
+def test_the_end_of_a_long_answer_is_seen_in_a_low_window() -> None:
+    call = call_of(in_writing=True)
+    out = io.StringIO()
+    console = Console(file=out, width=40, height=10, force_terminal=True, color_system=None)
+    with Screen(console, Console(stderr=True), call) as screen:
+        call.state = "speaking"
+        screen.typing("wait")
+        call.on_text(Line("agent", "agent-1", " ".join(f"word{n}" for n in range(100)), final=False))
+        screen.look()
+        text = Text.from_ansi(out.getvalue()).plain
+        assert len(text.splitlines()) <= 10
+        assert "word99 …" in text
+        assert "word0 " not in text
+        assert "› wait" in text
+        assert "Ctrl-C ends" in text
+    # For good it is printed whole.
+    assert "word0 word1" in Text.from_ansi(out.getvalue()).plain
+
+
 def test_states_and_meters() -> None:
     call = call_of(in_writing=False)
     console, out = terminal()
@@ -166,7 +185,7 @@ def test_the_summary() -> None:
     call = call_of(in_writing=True)
     assert summary(call.script) == ""
     call.script.measured(TURN)
-    assert summary(call.script) == "to an answer: 1.00 s median, 1.00 s longest"
+    assert summary(call.script) == "answers after 996 ms, median; 996 ms, longest"
 
 
 def test_the_devices() -> None:

@@ -184,11 +184,21 @@ class FakeListening:
 class FakeGeneration:
     """Text comes as the test ``write``s it."""
 
-    def __init__(self, messages: Sequence[ChatMessage], max_tokens: int, log: list[tuple[str, FakeGeneration]]) -> None:
+    def __init__(
+        self,
+        messages: Sequence[ChatMessage],
+        max_tokens: int,
+        log: list[tuple[str, FakeGeneration]],
+        settings: dict[str, object],
+    ) -> None:
         self.messages = tuple(messages)
         self.max_tokens = max_tokens
+        self.settings = settings
         self._log = log
         self.cancelled = False
+        self.promoted = False
+        self.done: object = None
+        self.end_of_turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._pieces: asyncio.Queue[str | InferenceError | None] = asyncio.Queue()
 
     def write(self, text: str) -> None:
@@ -199,6 +209,10 @@ class FakeGeneration:
 
     def fail(self, error: InferenceError) -> None:
         self._pieces.put_nowait(error)
+
+    def promote(self) -> None:
+        self.promoted = True
+        self._log.append(("promote", self))
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -211,6 +225,7 @@ class FakeGeneration:
                 if isinstance(piece, InferenceError):
                     raise piece
                 yield piece
+            self.done = True
         except BaseException:
             self.cancelled = True
             raise
@@ -314,13 +329,13 @@ class FakeInference:
         return await result
 
     def generate(
-        self, messages: Sequence[ChatMessage], *, max_tokens: int, speculative: bool = False, **_: float
+        self, messages: Sequence[ChatMessage], *, max_tokens: int, speculative: bool = False, **settings: object
     ) -> FakeGeneration:
         self._check()
-        generation = FakeGeneration(messages, max_tokens, self.log)
-        self.log.append(("prefill" if speculative else "generate", generation))
-        assert speculative == (max_tokens == 0)
-        (self.prefills if speculative else self.generations).append(generation)
+        generation = FakeGeneration(messages, max_tokens, self.log, {"speculative": speculative, **settings})
+        assert speculative or max_tokens, "a prefill is for spare time"
+        self.log.append(("generate" if max_tokens else "prefill", generation))
+        (self.generations if max_tokens else self.prefills).append(generation)
         return generation
 
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0, speculative: bool = False) -> FakePhrase:

@@ -87,7 +87,7 @@ class Call:
         self, greeting: str = "", then: Callable[[VoiceSession], Awaitable[object]] | None = None
     ) -> JobOutcome:
         async def entrypoint(ctx: JobContext) -> None:
-            session = await ctx.start_session(VoiceAgent("Be brief.", greeting))
+            session = await ctx.start_session(VoiceAgent("Be brief.", greeting=greeting))
             self.sessions.append(session)
             if then is not None:
                 await then(session)
@@ -97,7 +97,7 @@ class Call:
             return await run_job(entrypoint, self.ctx, self.update)
 
     def said(self) -> list[tuple[str, str]]:
-        return [(item.role, item.content) for item in self.sessions[0].history.items]
+        return [(item.role, item.content) for item in self.sessions[0].history.messages()]
 
     def loud(self, channel: int) -> np.ndarray:
         """Which 20 ms of the recording have sound: the caller's (0) or the agent's (1), shape (ticks,)."""
@@ -182,7 +182,7 @@ async def test_an_interruption_while_the_ring_is_full_leaves_nothing_behind(
 
     async def talk_long(session: VoiceSession) -> None:
         await call.answered.wait()
-        said.append(await session.say(speech))
+        said.append((await session.say(speech)).said)
 
     await call.hold(then=talk_long)
     first, second = call.turns

@@ -82,7 +82,7 @@ class Call:
 
     async def hold(self, greeting: str = "") -> JobOutcome:
         async def entrypoint(ctx: JobContext) -> None:
-            self.session = await ctx.start_session(VoiceAgent("Be brief.", greeting))
+            self.session = await ctx.start_session(VoiceAgent("Be brief.", greeting=greeting))
             await self.session.wait_closed()
 
         async with asyncio.timeout(DEADLINE_S):
@@ -96,7 +96,7 @@ class Call:
 
     def said(self) -> list[tuple[str, str]]:
         assert self.session is not None
-        return [(item.role, item.content) for item in self.session.history.items]
+        return [(item.role, item.content) for item in self.session.history.messages()]
 
     def check(self, outcome: JobOutcome, greeting: str = "") -> None:
         """Every question was understood and answered, whole and once, in order."""

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from host.job.agent import VoiceAgent
+from host.job.dialogue import Dialogue
 from host.job.pipeline import Conversation
 from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
@@ -26,29 +27,39 @@ MS = RATE // 1000
 class Talk:
     """A running session, and a caller who speaks by the millisecond."""
 
-    def __init__(self, agent: VoiceAgent, settings: SessionSettings, context_tokens: int) -> None:
+    def __init__(
+        self, agent: VoiceAgent, settings: SessionSettings, context_tokens: int, userdata: object = None
+    ) -> None:
         self.room = FakeRoom()
         self.inference = FakeInference()
         self.reports: list[TurnReport] = []
         self.given_up = False
         self.outages = 0
+        self.agent = agent
+        self.settings = settings
         self.session = VoiceSession(
             agent,
             cast(InferenceRoom, self.inference),
-            lambda dialogue: Conversation(
-                self.room,
-                cast(InferenceRoom, self.inference),
-                dialogue,
-                settings=settings,
-                job_id="job",
-                attach_again=self.attach_again,
-                now=self.now,
-            ),
+            self._converse,
             settings=settings,
             context_tokens=context_tokens,
             report=self.reports.append,
+            userdata=userdata,
             now=self.now,
         )
+
+    def _converse(self, dialogue: Dialogue) -> Conversation:
+        self.dialogue = dialogue
+        self.conversation = Conversation(
+            self.room,
+            cast(InferenceRoom, self.inference),
+            dialogue,
+            settings=self.agent.settings(self.settings),
+            job_id="job",
+            attach_again=self.attach_again,
+            now=self.now,
+        )
+        return self.conversation
 
     async def attach_again(self) -> None:
         self.outages += 1
@@ -122,18 +133,25 @@ class Talk:
                 await asyncio.sleep(0)
 
     def said(self) -> list[tuple[str, str]]:
-        return [(item.role, item.content) for item in self.session.history.items]
+        return [(item.role, item.content) for item in self.session.history.messages()]
 
 
 @asynccontextmanager
 async def talking(
-    *, greeting: str = "", context_tokens: int = 2048, settings: SessionSettings | None = None
+    *,
+    greeting: str = "",
+    context_tokens: int = 2048,
+    settings: SessionSettings | None = None,
+    agent: VoiceAgent | None = None,
+    userdata: object = None,
 ) -> AsyncIterator[Talk]:
-    talk = Talk(VoiceAgent("Be brief.", greeting), settings or PLAIN, context_tokens)
-    running = asyncio.create_task(talk.session.run())
+    """A conversation with ``agent``, or one that is brief."""
+    agent = agent or VoiceAgent("Be brief.", greeting=greeting)
+    talk = Talk(agent, settings or PLAIN, context_tokens, userdata)
+    running = asyncio.create_task(talk.session.hold())
     try:
-        if not greeting:
-            await until(lambda: talk.room.states == ["listening"])
+        if not agent.greeting:
+            await until(lambda: talk.room.states)
         yield talk
     finally:
         await asyncio.wait_for(talk.session.aclose("the test is over"), 10)
@@ -458,7 +476,7 @@ async def test_the_greeting_is_said_before_the_agent_listens_and_can_be_interrup
 async def test_say_waits_for_its_turn_and_returns_what_was_heard() -> None:
     async with talking() as talk:
         await talk.starts()
-        saying = asyncio.create_task(talk.session.say("The call is recorded."))
+        saying = talk.session.say("The call is recorded.")
         await talk.stops("Hello.")
         await until(lambda: talk.inference.generations)
         talk.inference.generations[0].write("Hi.")
@@ -468,17 +486,17 @@ async def test_say_waits_for_its_turn_and_returns_what_was_heard() -> None:
         await until(lambda: len(talk.inference.phrases) == 2)
         await talk.hears(4 * SAMPLES_PER_CHAR)
         await talk.says("Stop.")
-        assert await asyncio.wait_for(saying, 10) == "The"
-        assert talk.said()[-2:] == [("assistant", "Hi. The"), ("user", "Stop.")]
+        assert await asyncio.wait_for(saying, 10) is saying
+        assert (saying.said, saying.interrupted) == ("The", True)
+        assert talk.said()[1:] == [("assistant", "Hi."), ("assistant", "The"), ("user", "Stop.")]
 
 
 async def test_say_ends_with_the_session() -> None:
     async with talking() as talk:
         await talk.starts()
-        saying = asyncio.create_task(talk.session.say("Never said."))
-        await asyncio.sleep(0)
-    assert await asyncio.wait_for(saying, 10) == ""
-    assert await talk.session.say("Too late.") == ""
+        saying = talk.session.say("Never said.")
+    assert (await asyncio.wait_for(saying, 10)).said == ""
+    assert (await asyncio.wait_for(talk.session.say("Too late."), 10)).said == ""
 
 
 async def test_where_interruptions_are_not_allowed_the_agent_talks_on() -> None:
@@ -522,7 +540,7 @@ async def test_the_end_silences_the_agent_and_reports_what_was_heard() -> None:
 
 async def test_inference_that_stays_away_ends_the_session_with_a_clear_reason() -> None:
     talk = Talk(VoiceAgent("Be brief."), PLAIN, 2048)
-    running = asyncio.create_task(talk.session.run())
+    running = asyncio.create_task(talk.session.hold())
     await talk.asks("Tell me a story.")
     talk.inference.go_away()
     talk.given_up = True

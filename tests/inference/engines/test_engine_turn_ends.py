@@ -54,6 +54,7 @@ CUT = (
         ("yes", "yes"),
         ("Yes.", "Yes"),
         ("so what?!  ", "so what"),
+        ("to my-", "to my"),
         ('he said "no."', 'he said "no'),
     ],
 )
