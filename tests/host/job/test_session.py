@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 
 from host.job.agent import VoiceAgent
+from host.job.dialogue import Dialogue
 from host.job.pipeline import Conversation
 from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
@@ -33,24 +34,31 @@ class Talk:
         self.reports: list[TurnReport] = []
         self.given_up = False
         self.outages = 0
+        self.agent = agent
+        self.settings = settings
         self.session = VoiceSession(
             agent,
             cast(InferenceRoom, self.inference),
-            lambda dialogue: Conversation(
-                self.room,
-                cast(InferenceRoom, self.inference),
-                dialogue,
-                settings=agent.settings(settings),
-                job_id="job",
-                attach_again=self.attach_again,
-                now=self.now,
-            ),
+            self._converse,
             settings=settings,
             context_tokens=context_tokens,
             report=self.reports.append,
             userdata=userdata,
             now=self.now,
         )
+
+    def _converse(self, dialogue: Dialogue) -> Conversation:
+        self.dialogue = dialogue
+        self.conversation = Conversation(
+            self.room,
+            cast(InferenceRoom, self.inference),
+            dialogue,
+            settings=self.agent.settings(self.settings),
+            job_id="job",
+            attach_again=self.attach_again,
+            now=self.now,
+        )
+        return self.conversation
 
     async def attach_again(self) -> None:
         self.outages += 1
