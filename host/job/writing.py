@@ -314,7 +314,8 @@ class Writer:
     async def go_on(self, speech: Speech, left: str) -> AsyncGenerator[str, None]:
         """Say what is ``left`` of what was written, and then go on writing."""
         if left:
-            yield left
+            # What follows is a sentence of its own.
+            yield left if left[-1].isspace() else f"{left}\n"
         try:
             if speech.execution is not None:
                 async with aclosing(self._executed(speech)) as words:
