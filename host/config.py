@@ -177,6 +177,7 @@ _SESSION_RANGES: Mapping[str, _Range] = {
     "repeat_penalty": _Range(0.5, 2),
     "speed": _Range(0.25, 4),
     "volume": _Range(0, 4),
+    "speaker": _Range(-1, 10_000),
     "first_phrase_chars": _Range(8, 1_000),
     "phrase_chars": _Range(8, 1_500),
     "interrupt_after_s": _Range(0, 3_600),

@@ -36,10 +36,12 @@ class Voice:
 class ModelSettings:
     """How one step of an answer is asked for. ``tool_choice``: whether tools may, or must, be called.
 
-    ``speculative`` and ``asked`` are for who hands them on: the answer may not be needed; the request is on its way.
+    ``temperature`` None is as the settings say. ``speculative`` and ``asked`` are for who hands them on: the answer may
+    not be needed; the request is on its way.
     """
 
     tool_choice: ToolChoice = "auto"
+    temperature: float | None = None
     speculative: bool = False
     asked: Callable[[Generation], None] = lambda _: None
 

@@ -39,13 +39,14 @@ class LanguageModel:
         *,
         max_tokens: int,
         grammar: str = "",
+        temperature: float | None = None,
         speculative: bool = False,
         asked: Callable[[Generation], None] = lambda _: None,
     ) -> AsyncGenerator[str, None]:
         """What the model writes after ``messages``. ``asked`` is given the request as soon as it is on its way.
 
-        ``speculative``: it may be of no use; whether the user's last message is complete is asked with it.
-        Raises ``RequestFailedError`` and ``InferenceUnavailableError``.
+        ``temperature`` None is as the settings say. ``speculative``: it may be of no use; whether the user's last
+        message is complete is asked with it. Raises ``RequestFailedError`` and ``InferenceUnavailableError``.
         """
         settings = self.settings
         self.drop_preparation()
@@ -53,7 +54,7 @@ class LanguageModel:
         generation = self._inference.generate(
             messages,
             max_tokens=max_tokens,
-            temperature=settings.temperature,
+            temperature=settings.temperature if temperature is None else temperature,
             top_p=settings.top_p,
             repeat_penalty=settings.repeat_penalty,
             seed=settings.seed,

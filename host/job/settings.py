@@ -30,7 +30,8 @@ class SessionSettings:
     about once a second). Clients: ``publish_metrics`` (whether what was measured of each turn is sent into the
     room as a data message). Model: ``max_reply_tokens``, ``temperature``, ``top_p``,
     ``repeat_penalty``, ``seed`` (-1 draws one), ``language`` (ISO 639-1, "" detects). Voice:
-    ``speed``, ``volume``. Phrases: ``first_phrase_chars`` and ``phrase_chars`` are how long a phrase
+    ``speed``, ``volume``, ``speaker`` (of a voice that has several, -1 is its first). Phrases:
+    ``first_phrase_chars`` and ``phrase_chars`` are how long a phrase
     may grow, in characters, before it is cut between words. Local room only:
     ``interrupt_after_s`` (seconds into an answer at which the caller's next turn begins, None waits
     for its end) and ``response_timeout_s`` (how long the caller waits for an answer).
@@ -60,6 +61,7 @@ class SessionSettings:
     language: str = "en"
     speed: float = 1.0
     volume: float = 1.0
+    speaker: int = -1
     first_phrase_chars: int = 60
     phrase_chars: int = 200
     interrupt_after_s: float | None = None

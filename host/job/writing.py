@@ -253,6 +253,7 @@ class Writer:
             messages,
             max_tokens=max_tokens,
             grammar=grammar_for(tools, settings.tool_choice),
+            temperature=settings.temperature,
             speculative=settings.speculative,
             asked=settings.asked,
         )
