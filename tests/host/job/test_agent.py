@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from host.job.settings import SessionSettings
 from host.job.tool_text import FunctionCall
 from host.job.tools import FunctionTool, StopResponse
 from inference.client import RequestFailedError
-from tests.host.job.fakes import PLAIN, SAMPLES_PER_CHAR, FakeGeneration, until
+from tests.host.job.fakes import SAMPLES_PER_CHAR, FakeGeneration, until
 from tests.host.job.test_session import Talk, talking
 
 
@@ -168,7 +167,7 @@ async def test_the_caller_who_goes_on_while_a_hook_runs_takes_the_turn_back() ->
 async def test_an_agent_belongs_to_one_session() -> None:
     agent = VoiceAgent("Be brief.")
     async with talking(agent=agent):
-        second = Talk(agent, PLAIN, 2048)
+        second = Talk(agent, SessionSettings(), 2048)
         with pytest.raises(ExceptionGroup) as raised:
             await second.session.hold()
         assert raised.group_contains(RuntimeError, match="is in another session")
@@ -276,7 +275,7 @@ async def test_interrupting_an_answer_that_is_thought_about_leaves_the_question(
 
 
 async def test_a_speech_before_the_session_is_said_when_it_begins() -> None:
-    talk = Talk(VoiceAgent("Be brief.", greeting="Hello!"), PLAIN, 2048)
+    talk = Talk(VoiceAgent("Be brief.", greeting="Hello!"), SessionSettings(), 2048)
     saying, never = talk.session.say("The call is recorded."), talk.session.say("Never said.")
     never.interrupt()
     running = asyncio.create_task(talk.session.hold())
@@ -402,16 +401,16 @@ async def test_the_conversation_can_be_read_and_edited() -> None:
 
 
 async def test_what_an_agent_is_made_with_replaces_settings() -> None:
-    base = replace(PLAIN, language="de", speed=1.0)
+    base = SessionSettings(language="de", speed=1.0)
     agent = VoiceAgent("Be brief.", language="en", voice=Voice(speed=1.2), allow_interruptions=False)
     settings = agent.settings(base)
     assert (settings.language, settings.speed, settings.allow_interruptions) == ("en", 1.2, False)
     assert settings.volume == base.volume
     assert VoiceAgent("Be brief.").settings(base) is not base
     assert VoiceAgent("Be brief.").settings(base) == base
-    own = replace(PLAIN, language="fr")
-    assert VoiceAgent("Be brief.", settings=own, vad_endpointing_delay_ms=900).settings(base) == SessionSettings(
-        language="fr", vad_endpointing_delay_ms=900
+    own = SessionSettings(language="fr")
+    assert VoiceAgent("Be brief.", settings=own, min_endpointing_delay_ms=900).settings(base) == SessionSettings(
+        language="fr", min_endpointing_delay_ms=900
     )
 
 

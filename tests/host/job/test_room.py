@@ -7,8 +7,9 @@ import json
 from dataclasses import replace
 
 from host.job.room import metrics_message
+from host.job.settings import SessionSettings
 from inference.wire.supervision import TurnReport
-from tests.host.job.fakes import PLAIN, SAMPLES_PER_CHAR, until
+from tests.host.job.fakes import SAMPLES_PER_CHAR, until
 from tests.host.job.test_session import Talk, talking
 
 REPORT = TurnReport(
@@ -63,7 +64,7 @@ async def test_an_interrupted_answer_is_final_when_it_is_clear_that_it_is_not_re
 
 
 async def test_metrics_are_sent_only_where_they_are_switched_on() -> None:
-    for settings, count in ((PLAIN, 0), (replace(PLAIN, publish_metrics=True), 1)):
+    for settings, count in ((SessionSettings(), 0), (SessionSettings(publish_metrics=True), 1)):
         async with talking(settings=settings) as talk:
             generation = await talk.asks("Hello?")
             generation.write("Hello.")
