@@ -55,6 +55,7 @@ PURE = (
     "host/loadtest/search.py",
     "host/loadtest/timeline.py",
     "host/loadtest/words.py",
+    "host/testing/expect.py",
     "host/job/spoken.py",
     "host/job/abbreviations.py",
     "inference/activity.py",

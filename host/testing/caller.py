@@ -18,6 +18,9 @@ from inference.client import InferenceRoom
 CALLER_RATE = 16_000
 WORD_S = 0.3
 """How long a word of made-up speech takes."""
+_BLOCK = 320
+_SOUND = 0.05
+"""A block of 20 ms that is louder than this share of the loudest is sound."""
 
 Audio = str | PathLike[str] | bytes | NDArray[np.int16]
 """The path of a PCM wave, or samples at 16 kHz: int16, mono."""
@@ -32,8 +35,8 @@ def pcm(audio: Audio) -> bytes:
     if isinstance(audio, np.ndarray):
         if audio.dtype != np.int16 or audio.ndim != 1 or not audio.size:
             raise ValueError(f"samples are {audio.dtype} of shape {audio.shape}, expected int16 of shape (n,)")
-        samples_16k: bytes = audio.tobytes()
-        return samples_16k
+        plain: bytes = audio.tobytes()
+        return plain
     samples, rate = read_wave(str(Path(audio)))
     return resample(samples.tobytes(), rate, CALLER_RATE)
 
@@ -53,6 +56,15 @@ def silence(seconds: float) -> bytes:
 def made_up(text: str) -> bytes:
     """A hum as long as it takes to say ``text``, for engines that hear no words."""
     return tone(WORD_S * max(1, len(text.split())))
+
+
+def sounding(audio: bytes) -> tuple[int, int]:
+    """From which sample to which there is sound in ``audio``; all of it where there is none."""
+    samples = np.frombuffer(audio, np.int16)
+    blocks = np.pad(samples, (0, -len(samples) % _BLOCK)).reshape(-1, _BLOCK).astype(np.float64)
+    loudness = np.sqrt((blocks**2).mean(axis=1))
+    loud = np.flatnonzero(loudness > _SOUND * loudness.max())
+    return (int(loud[0]) * _BLOCK, (int(loud[-1]) + 1) * _BLOCK) if len(loud) else (0, len(samples))
 
 
 async def spoken(engines: Engines, text: str) -> bytes:

@@ -15,7 +15,7 @@ from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
 from host.job.tools import mocked
 from host.job.written import WrittenConversation
-from host.testing.caller import Audio, made_up, pcm, spoken
+from host.testing.caller import Audio, made_up, pcm, sounding, spoken
 from host.testing.overheard import NoEngines, OverheardRoom
 from host.testing.resident import EngineKind, Engines, shared
 from host.testing.result import RunResult
@@ -251,8 +251,8 @@ class Rehearsal:
         room = self._room_with_sound()
         assert isinstance(self._inference, OverheardRoom)
         if text is not None:
-            start = self._inference.position
-            self._inference.says(start, start + len(samples) // 2, text)
+            start, end = sounding(samples)
+            self._inference.says(self._inference.position + start, self._inference.position + end, text)
         room.play_caller(samples)
 
 

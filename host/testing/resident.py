@@ -112,7 +112,8 @@ class Engines:
                 ready.inference_initialize_timeout,
                 watch=Watch(runtime_dir=ready.runtime_dir),
                 on_progress=logger.debug,
-                on_failed=lambda error: failed.done() or failed.set_result(error),
+                # It stops then, so it is told once.
+                on_failed=failed.set_result,
             )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(inference.keep(), name="inference")

@@ -122,6 +122,7 @@ class RoomWithSound(_Notes):
         self._caller: asyncio.Queue[bytes] = asyncio.Queue()
         self._to_play = bytearray()
         self._ticks = 0
+        self._handed_over = 0
         self._rate = 0
         self._queue = bytearray()
         self._queue_moved = asyncio.Event()
@@ -180,6 +181,8 @@ class RoomWithSound(_Notes):
 
     def _is_due(self, waited_s: float) -> bool:
         progress = self._progress
+        if progress.position < self._handed_over:
+            return False
         quiet = not self._to_play and self.state in ("thinking", "speaking")
         if progress.position - progress.heard > (_QUIET_LEAD_MS if quiet else _LEAD_MS) * CALLER_RATE // 1000:
             return False
@@ -201,6 +204,7 @@ class RoomWithSound(_Notes):
         block = bytes(self._to_play[: 2 * BLOCK])
         del self._to_play[: 2 * BLOCK]
         self._ticks += 1
+        self._handed_over = self._progress.position + BLOCK
         self._caller.put_nowait(block + bytes(2 * BLOCK - len(block)))
 
     # --- the agent's side -----------------------------------------------------------------------------

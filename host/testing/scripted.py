@@ -9,6 +9,8 @@ a model writes one and read as from one.
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -93,7 +95,7 @@ class ScriptedModel:
         if self._otherwise is None:
             self.failure = ScriptEndedError(
                 f"the script has no answer left; the model was asked {len(self.asked)} times, lastly with:\n"
-                + "\n".join(f"  {message.role}: {message.content}" for message in messages)
+                + "\n".join(f"  {message.role}: {message.content}" for message in messages if message.role != "system")
             )
             raise self.failure
         return self._otherwise
@@ -222,9 +224,6 @@ class Mocks(Mapping[str, Callable[..., Any]]):
 
 
 def _taking_less(function: Callable[..., Any]) -> Callable[..., Any]:
-    import functools
-    import inspect
-
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return function

@@ -19,43 +19,34 @@ EXAMPLES: Final = (
     "What time do | you close on | Sunday",
     "Can you tell me | where the nearest | pharmacy is",
     "I'd like to | book a table for | four people",
-    "My name is | Anna and I'm calling about | my order",
     "Could you | please speak a little | slower",
     "How much | does it cost to | send a parcel to France",
     "I think the | meeting was moved | to Thursday",
-    "Set an alarm for | seven in the | morning",
     "No, I | haven't received the | invoice yet",
     "Turn off the | lights in | the kitchen",
-    "We are going to | need two more | chairs",
     "Do you have any | rooms with | a sea view",
     "He said that | he would call me | back tomorrow",
-    "Is there a | train to | the airport tonight",
     "The printer on the | second floor isn't | working",
     "Yes, that | would be | great",
-    "Where can I | find the | manual",
     "Please send it | to my | home address",
     "It was raining when | we left the | house",
-    "I need to | change the date of | my appointment",
     "Play some | music from the | nineties",
-    "She has been working | there for | ten years",
     "What's the | weather going to | be like",
-    "I'm looking for a | present for my | mother",
-    "The children were | playing in the | garden",
     "Who is | responsible for | this",
-    "I don't | know what you | mean",
     "Remind me to | water the | plants",
     "There is something | wrong with my | account",
-    "Tell me a | story about a | dragon",
     "When does the next | bus | leave",
-    "I would rather | pay with | a credit card",
 )
 """What people say to a voice agent, each cut at places where nobody would think that it is all."""
 
 
 SYSTEM: Final = Message("system", "You are a voice assistant.")
 
-LONGEST_S: Final = 3.0
-"""Seconds for reading: a large model on a CPU makes do with the first examples. The smallest needs half a second."""
+LONGEST_S: Final = 2.0
+"""Seconds for reading, of the clock and of the processor: a large model on a CPU makes do with the first examples.
+
+The smallest needs 0.8; other processes that take the time make no difference to what it learns.
+"""
 
 _log = logging.getLogger("inference.llm")
 
@@ -102,8 +93,8 @@ class ExampleReader:
                 self._batch.add(examples[0].tokens[start : min(shared, start + self._most)], start, head, False)
                 if not self._decode():
                     return [], []
-            began = time.perf_counter()
-            while examples and time.perf_counter() - began < LONGEST_S:
+            began, spent = time.perf_counter(), time.process_time()
+            while examples and min(time.perf_counter() - began, time.process_time() - spent) < LONGEST_S:
                 group = self._group(examples, shared)
                 del examples[: len(group)]
                 rows = self._add(group, shared, head)
