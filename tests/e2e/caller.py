@@ -238,11 +238,17 @@ class Caller:
         return [p for p in participants if p.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT]
 
     async def hang_up(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         await self.room.disconnect()
+        # A track, or a text, may have come meanwhile.
+        await self._end_tasks()
         await self.source.aclose()
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
