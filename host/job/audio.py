@@ -195,7 +195,14 @@ class Player:
         self._released.set()
 
     def speak(
-        self, utterance: Utterance, text: SpeakablePhrase, *, speed: float, volume: float, pronounced: str = ""
+        self,
+        utterance: Utterance,
+        text: SpeakablePhrase,
+        *,
+        speed: float,
+        volume: float,
+        speaker: int = -1,
+        pronounced: str = "",
     ) -> None:
         """Ask for the next phrase of ``utterance``. ``pronounced``: what the voice is given for it."""
         assert utterance is self._current
@@ -205,7 +212,7 @@ class Player:
             silent.ended.set()
             return
         phrase = self._inference.speak(
-            pronounced or text.spoken, speed=speed, volume=volume, speculative=utterance.held
+            pronounced or text.spoken, speed=speed, volume=volume, speaker=speaker, speculative=utterance.held
         )
         spoken = SpokenPhrase(text, phrase)
         utterance.phrases.append(spoken)

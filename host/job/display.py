@@ -1,4 +1,4 @@
-"""What the caller's client shows: transcripts of both sides and the agent's state, in order, and nobody waits for it."""
+"""What the caller's client shows: transcripts of both sides and the agent's state, in order. Nobody waits for it."""
 
 from __future__ import annotations
 

@@ -49,6 +49,7 @@ async def write_and_speak(
                 phrase,
                 speed=settings.speed,
                 volume=settings.volume,
+                speaker=settings.speaker,
                 pronounced=dialogue.pronounce(phrase.spoken),
             )
 

@@ -570,8 +570,10 @@ class Conversation:
     # --- states -----------------------------------------------------------------------------------------
 
     def _show_state(self) -> None:
-        is_kept = self._reply is not None and self._reply.turn is not None and self._reply.first_heard is None
-        state = agent_state(self._turns, is_silent=is_kept or not self._inference.is_attached)
+        reply = self._reply
+        # Something that was known is heard at once; what the model writes is thought about until then.
+        thinks = reply is not None and reply.first_heard is None and not reply.known
+        state = agent_state(self._turns, is_silent=thinks or not self._inference.is_attached)
         user: UserState = self._turns.user
         if (user, state) == (self._user_state, self._agent_state):
             return

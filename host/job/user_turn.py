@@ -229,13 +229,13 @@ class UserTurn:
         delay, wait = self._delay(turn, text)
         if silence >= max(delay, wait):
             return self._commit(turn, text, delay)
-        if self.rules.preemptive and turn.prepared and not turn.ahead and silence >= max(delay, wait) - AHEAD:
+        if self.rules.preemptive and turn.prepared and not (turn.ahead or wait) and silence >= delay - AHEAD:
             turn.ahead = turn.prepared
             self.actions.append(t.AnswerAhead(turn.ahead, text))
         return State.ENDPOINTING
 
     def _delay(self, turn: Turn, text: str) -> tuple[int, int]:
-        """The silence that ends ``turn``, and how long what may still change that is waited for."""
+        """The silence that ends ``turn``, and how long what may still change that is waited for (0: nothing may)."""
         if turn.ordered is not None:
             return turn.ordered - turn.last_voiced, 0
         if self.rules.detection == "vad":

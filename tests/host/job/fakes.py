@@ -138,7 +138,7 @@ class FakePhrase:
         self.end: int | None = None
         self.cancelled = False
         self.promoted = False
-        self.speculative = False
+        self.speculative, self.speaker = False, -1
         self._inference = inference
         self._result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -341,7 +341,7 @@ class FakeInference:
     def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0, speculative: bool = False) -> FakePhrase:
         self._check()
         phrase = FakePhrase(self, text, len(self.phrases) + 1, speed, volume)
-        phrase.speculative = speculative
+        phrase.speculative, phrase.speaker = speculative, speaker
         self.phrases.append(phrase)
         if not self.hold:
             phrase.write(SAMPLES_PER_CHAR * len(text))

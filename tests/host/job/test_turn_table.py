@@ -58,7 +58,8 @@ RULES = st.sampled_from(
 
 PAUSED = 2000
 """Where the caller of ``in_state`` fell silent, in ms; the agent is heard from 1000 ms on where it speaks."""
-WORDS = "Wait a moment."
+WORDS = "No, thanks."
+"""No back-channel, and where the model is sure, an end after the shortest wait."""
 
 
 def in_state(state: State, rules: Rules) -> Conversation:
@@ -89,7 +90,7 @@ def in_state(state: State, rules: Rules) -> Conversation:
             if state is State.TRANSCRIBING:
                 talk.until(PAUSED + 340)
             if state is State.THINKING:
-                talk.transcript("Hello there.")
+                talk.transcript(WORDS)
                 talk.feed(EndOfTurn(1, 1.0))
                 talk.until(PAUSED + 340)
     assert talk.state is state
@@ -184,7 +185,7 @@ CASES: tuple[Case, ...] = (
     Case(E, FAILED, E),
     Case(E, FAILED, E, before=(FAILED,)),
     Case(E, SURE, E, (AnswerAhead,), before=(GOT,)),
-    Case(E, SURE, T, (CommitTurn,), before=(GOT, at(2360))),
+    Case(E, SURE, T, (CommitTurn,), before=(GOT, at(2320))),
     Case(E, STRANGE, E, before=(GOT,)),
     Case(E, NO, E),
     Case(E, CommitAsked(), R, (PromoteTranscript,)),
@@ -195,7 +196,7 @@ CASES: tuple[Case, ...] = (
     Case(E, ClearAsked(), L, (DropTranscript, DropTurn)),
     Case(E, ClearAsked(), L, (DropPreparation, DropTurn), before=(GOT,)),
     Case(E, InterruptAsked(), E),
-    Case(E, at(2300), E, (AnswerAhead,), before=(GOT,)),
+    Case(E, at(4000), E, (AnswerAhead,), before=(GOT, UNSURE)),
     # TRANSCRIBING
     Case(R, STARTED, U, (DropTranscript,)),
     Case(R, RESUMED, U, (DropTranscript,)),
@@ -206,7 +207,7 @@ CASES: tuple[Case, ...] = (
     Case(R, LOST, R),
     Case(R, LATER, R),
     Case(R, AGAIN, R),
-    Case(R, GOT, E, (PrepareAnswer, AnswerAhead)),
+    Case(R, GOT, E, (PrepareAnswer,)),
     Case(R, NOTHING, L, (DropTurn,)),
     Case(R, GOT, T, (PrepareAnswer, CommitTurn), before=(CommitAsked(),)),
     Case(R, GOT, T, (PrepareAnswer, CommitTurn), before=(at(4600),)),
