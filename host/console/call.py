@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -164,7 +165,9 @@ class Call:
         self._changed.set()
 
     def on_text(self, text: line.Text) -> None:
-        """What was said."""
+        """What was said. Lines and paragraphs are for the eye: there are none in speech."""
+        if not self.in_writing:
+            text = dataclasses.replace(text, text=" ".join(text.text.split()))
         self.script.shown(text, self._now())
         self._changed.set()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from host.console.call import Call
 from host.console.keys import End, Key, Mute, Said
 from host.console.screen import Screen
-from host.console.terminal import Keyboard, lines
+from host.console.terminal import Keyboard, lines, standard_error
 from host.errors import ConversationError, HostError
 from host.job.room_line import SCHEME, WRITTEN_SCHEME
 from host.running_job import JobResult
@@ -61,7 +61,7 @@ class Conversation:
             job = asyncio.create_task(self._job(path), name="console-job")
             ended = asyncio.create_task(self._ended.wait(), name="console-end")
             tasks: tuple[asyncio.Task[Any], ...] = (running, talking, job, ended)
-            with self._screen:
+            with self._screen, standard_error(self._screen.note):
                 try:
                     async with self._typing():
                         await self._show(tasks)

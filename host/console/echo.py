@@ -11,8 +11,8 @@ from host.job.line import CALLER_RATE
 
 _FRAME_MS = 10
 _FRAME_BYTES = 2 * CALLER_RATE * _FRAME_MS // 1000
-_MOST_WAITING = 10
-"""So many frames of what was played may wait for the microphone; two clocks that drift apart must not add up."""
+_LOOK_BLOCKS = 50
+"""So often, in blocks of 20 ms, it is looked at whether what was played runs ahead of what is recorded."""
 
 
 class Resampler:
@@ -35,8 +35,11 @@ class Resampler:
 class WebRtcEcho:
     """``EchoCanceller``: what is played at ``rate`` Hz is taken out of what is recorded at 16 kHz.
 
-    ``delay_s``: from a sample's playing being asked for to its echo being handed over; a hint, the delay is found. An
-    echo that comes before the resampler has told what is played, 30 ms, is not: no device that buffers is so quick.
+    Both come in bursts, as their threads and this one are given time. For each frame that is recorded the canceller is
+    told one that was played; so an echo is always as late as it was. What has been waiting to be told for a second,
+    because a device lost some audio, is told at once: an echo that comes before its sound was told is not taken out.
+
+    ``delay_s``: from a sample's playing being asked for to its echo being handed over; a hint, the delay is found.
     """
 
     def __init__(self, rate: int, delay_s: float) -> None:
@@ -45,25 +48,34 @@ class WebRtcEcho:
         )
         self._delay_ms = min(500, round(delay_s * 1000))
         self._resampler = Resampler(rate, CALLER_RATE)
+        self._frame_samples = rate * _FRAME_MS // 1000
         self._played = bytearray()
+        self._blocks = 0
+        self._fewest = 0
 
     def clean(self, block: bytes, played: bytes) -> bytes:
         """See ``EchoCanceller``."""
+        if self._blocks == 0:
+            # What was played before anything was recorded has no echo here.
+            played = played[-4 * self._frame_samples :]
         self._played += self._resampler.push(played)
         cleaned = bytearray()
         for at in range(0, len(block), _FRAME_BYTES):
-            self._tell()
-            if len(self._played) > _MOST_WAITING * _FRAME_BYTES:
-                self._tell()
+            self._tell(1)
             frame = _frame(block[at : at + _FRAME_BYTES])
             self._module.set_stream_delay_ms(self._delay_ms)
             self._module.process_stream(frame)
             cleaned += frame.data.cast("b")
+        waiting = len(self._played) // _FRAME_BYTES
+        self._fewest = min(self._fewest, waiting) if self._blocks % _LOOK_BLOCKS else waiting
+        self._blocks += 1
+        if self._blocks % _LOOK_BLOCKS == 0:
+            self._tell(self._fewest)
         return bytes(cleaned)
 
-    def _tell(self) -> None:
-        """One frame of what was played, where there is one."""
-        if len(self._played) >= _FRAME_BYTES:
+    def _tell(self, frames: int) -> None:
+        """So many frames of what was played, as far as they are there."""
+        for _ in range(min(frames, len(self._played) // _FRAME_BYTES)):
             self._module.process_reverse_stream(_frame(self._played[:_FRAME_BYTES]))
             del self._played[:_FRAME_BYTES]
 

@@ -79,6 +79,10 @@ class Screen:
         if not self._console.is_terminal:
             self._errors.print(Text(text, style="dim"), soft_wrap=True)
 
+    def note(self, line: str) -> None:
+        """Something that neither side said: a job's output, or a library's."""
+        self._console.print(Text.from_ansi(line, style="dim"), soft_wrap=True)
+
     def typing(self, text: str) -> None:
         """The line in the making; nobody types before this was called once."""
         self._typed = text

@@ -1,8 +1,9 @@
-"""Where what is typed comes from: a terminal, key by key, or anything else, line by line."""
+"""The terminal: what is typed, key by key, or from elsewhere line by line; and what others write on it."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import sys
@@ -14,6 +15,9 @@ from contextlib import contextmanager
 from host.console.keys import Key, LineEditor
 
 _READ_BYTES = 4096
+_STDERR = 2
+_PIPE_BYTES = 1 << 20
+"""Whoever writes more at once waits for it to be shown."""
 
 
 class Keyboard:
@@ -57,6 +61,47 @@ class Keyboard:
         saved, self._saved = self._saved, None
         if saved is not None:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, saved)  # type: ignore[arg-type]
+
+
+@contextmanager
+def standard_error(show: Callable[[str], None]) -> Iterator[None]:
+    """Give ``show`` each line that jobs, and libraries of this process, write to standard error on a terminal.
+
+    They would write it across what is shown there.
+    """
+    if not os.isatty(_STDERR):
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    terminal = os.dup(_STDERR)
+    os.dup2(writer, _STDERR)
+    os.close(writer)
+    partial = bytearray()
+
+    def on_output() -> None:
+        try:
+            partial.extend(os.read(reader, _PIPE_BYTES))
+        except BlockingIOError:
+            return
+        *whole, rest = bytes(partial).split(b"\n")
+        partial[:] = rest
+        for text in whole:
+            show(text.decode(errors="replace"))
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(reader, on_output)
+    try:
+        yield
+    finally:
+        loop.remove_reader(reader)
+        os.dup2(terminal, _STDERR)
+        os.close(terminal)
+        on_output()
+        if partial:
+            show(bytes(partial).decode(errors="replace"))
+        os.close(reader)
 
 
 async def lines() -> AsyncIterator[str]:

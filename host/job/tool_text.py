@@ -1,6 +1,6 @@
 """What the model reads of tools, and what it writes to call one. Pure.
 
-    system       instructions, the tools as JSON schemas, and how they are called
+    system       instructions, the tools with their types, and how they are called
     user         a question
     assistant    <tool_call>
                  {"name": "opening_hours", "arguments": {"day": "friday"}}
@@ -10,9 +10,9 @@
                  </tool_response>
     assistant    an answer
 
-It is text in messages of the ordinary roles, to the letter what the chat template of Qwen's models makes of tools
-(the format of Hermes, which many others were trained on): every model can read it, and the prompt only grows, so that
-the KV cache is kept. The grammar admits either calls, which always parse, or an answer, which never begins with "<".
+It is text in messages of the ordinary roles: every model can read it, and the prompt only grows, so that the KV cache
+is kept. Calls and results are to the letter what the chat template of Qwen's models makes of them, the format of Hermes,
+which many others were trained on. The grammar admits either calls, which always parse, or an answer, which has no "<".
 """
 
 from __future__ import annotations
@@ -47,16 +47,12 @@ _CLOSE: Final = "</tool_call>"
 
 _INSTRUCTIONS: Final = """# Tools
 
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
+You may call these functions when they help to answer:
 {tools}
-</tools>
 
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+To call one, write nothing but its name and its arguments as JSON:
 <tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
+{{"name": ..., "arguments": {{...}}}}
 </tool_call>"""
 
 
@@ -74,6 +70,10 @@ class ToolDescription(Protocol):
     @property
     def parameters(self) -> dict[str, Any]:
         """Of its arguments."""
+
+    @property
+    def allowed(self) -> dict[str, Any]:
+        """A JSON schema of the arguments that may be written: ``parameters``, or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +111,42 @@ class FunctionCallOutput:
 
 def instructions_for(tools: Iterable[ToolDescription]) -> str:
     """What follows the agent's own instructions; "" without tools."""
-    lines = [
-        json.dumps(
-            {
-                "type": "function",
-                "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
-            },
-            ensure_ascii=False,
-        )
-        for tool in tools
-    ]
+    lines = [_described(tool) for tool in tools]
     return _INSTRUCTIONS.format(tools="\n".join(lines)) if lines else ""
+
+
+def _described(tool: ToolDescription) -> str:
+    notes = [tool.description] if tool.description else []
+    for name, schema in tool.parameters.get("properties", {}).items():
+        if isinstance(schema, dict) and (note := schema.get("description")):
+            notes.append(f"{name}: {note}")
+    return f"- {tool.name}({_type(tool.parameters)}) {' '.join(' '.join(notes).split())}".rstrip()
+
+
+def _type(schema: Any) -> str:
+    """``schema`` in a notation that is a third as long, and that a small model is not tempted to repeat."""
+    if not isinstance(schema, dict):
+        return "any"
+    if "enum" in schema or "const" in schema:
+        return " | ".join(json.dumps(one, ensure_ascii=False) for one in schema.get("enum", [schema.get("const")]))
+    if ways := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
+        return " | ".join(map(_type, ways))
+    types = schema.get("type", "object" if "properties" in schema else "any")
+    return " | ".join(_plain_type(one, schema) for one in ([types] if isinstance(types, str) else types))
+
+
+def _plain_type(name: str, schema: dict[str, Any]) -> str:
+    if name == "object" and isinstance(properties := schema.get("properties"), dict):
+        required = schema.get("required", [])
+        fields = [f"{json.dumps(key)}{'' if key in required else '?'}: {_type(one)}" for key, one in properties.items()]
+        return f"{{{', '.join(fields)}}}"
+    if name == "object" and isinstance(others := schema.get("additionalProperties"), dict):
+        return f"{{string: {_type(others)}, ...}}"
+    if name == "array":
+        return f"[{_type(schema.get('items', {}))}, ...]"
+    if name == "integer" and "minimum" in schema and "maximum" in schema:
+        return f"{schema['minimum']} to {schema['maximum']}"
+    return str(schema.get("format", name)) if name == "string" else name
 
 
 def call_message(calls: Sequence[FunctionCall]) -> ChatMessage:
@@ -165,7 +190,7 @@ def grammar_for(tools: Iterable[ToolDescription], choice: ToolChoice) -> str:
         begin = f'{_OPEN}\n{{"name": "{tool.name}", "arguments": '
         end = f"}}\n{_CLOSE}"
         ways.append(f"{_literal(begin)} arguments-{number} {_literal(end)}")
-        rules.append(f"arguments-{number} ::= %json {json.dumps(_bounded(tool.parameters), ensure_ascii=False)}")
+        rules.append(f"arguments-{number} ::= %json {json.dumps(_bounded(tool.allowed), ensure_ascii=False)}")
     rules.append(f"call ::= {' | '.join(ways)}")
     return "\n".join(rules) + "\n"
 
@@ -176,12 +201,15 @@ def _literal(text: str) -> str:
 
 
 def _bounded(schema: Any) -> Any:
-    """``schema``, with an end to every string and list that has none: what has no end is not always ended."""
+    """``schema``, with an end to every string and list that has none: what has no end is not always ended.
+
+    And an object has the properties that are named, also if there are none.
+    """
     if isinstance(schema, list):
         return [_bounded(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    bounded = {}
+    bounded: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
             bounded[key] = {name: _bounded(one) for name, one in value.items()}
@@ -193,6 +221,8 @@ def _bounded(schema: Any) -> Any:
         bounded["maxLength"] = max(LONGEST_STRING, schema.get("minLength", 0))
     if not {"enum", "const", "prefixItems", "maxItems"} & schema.keys() and "array" in types:
         bounded["maxItems"] = max(MOST_ITEMS, schema.get("minItems", 0))
+    if "properties" in schema:
+        bounded.setdefault("additionalProperties", False)
     return bounded
 
 

@@ -18,7 +18,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -129,6 +129,7 @@ class FunctionTool(Generic[P, R]):
         self._described = docstring.arguments
         self._raw = None if raw_schema is None else dict(raw.get("parameters", {"type": "object", "properties": {}}))
         self._instance: object = None
+        self._narrowed: dict[str, list[str | int]] = {}
         self._signature: _Signature | None = None
         names = list(inspect.signature(function).parameters)
         self._is_method = names[:1] == ["self"]
@@ -149,10 +150,14 @@ class FunctionTool(Generic[P, R]):
         """The tool of one agent."""
         if instance is None:
             return self
-        bound: FunctionTool[..., R] = object.__new__(FunctionTool)
-        bound.__dict__.update(self.__dict__)
+        bound = self._copy()
         bound._instance = instance
         return bound
+
+    def _copy(self) -> FunctionTool[..., R]:
+        copied: FunctionTool[..., R] = object.__new__(FunctionTool)
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     @property
     def is_method(self) -> bool:
@@ -163,6 +168,29 @@ class FunctionTool(Generic[P, R]):
     def parameters(self) -> Json:
         """The JSON schema of the object that holds its arguments."""
         return self._read_signature().parameters.schema() if self._raw is None else self._raw
+
+    @property
+    def allowed(self) -> Json:
+        """The JSON schema of what the model may write: ``parameters``, or less where it was ``narrowed``."""
+        schema = self.parameters
+        properties = schema.get("properties", {}) | {name: {"enum": one} for name, one in self._narrowed.items()}
+        required = dict.fromkeys([*schema.get("required", []), *self._narrowed])
+        return {**schema, "properties": properties, "required": list(required)} if self._narrowed else schema
+
+    def narrowed(self, **values: Iterable[str | int]) -> FunctionTool[..., R]:
+        """The same tool, whose arguments can only be one of ``values``, as they stand in JSON.
+
+        What the model is told of it stays the same. Raises ``ValueError`` for an argument that it does not have, and
+        for none to choose from.
+        """
+        known = self.parameters.get("properties", {})
+        narrowed = {name: list(allowed) for name, allowed in values.items()}
+        for name, allowed in narrowed.items():
+            if name not in known or not allowed:
+                raise ValueError(f"{self.name}: {name} is narrowed to {allowed}, allowed: some of {', '.join(known)}")
+        tool = self._copy()
+        tool._narrowed = {**self._narrowed, **narrowed}
+        return tool
 
     def call(self, arguments: str, context: RunContext[Any]) -> Any:
         """Call it as the model asks to: what the function returns, or its coroutine.

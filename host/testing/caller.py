@@ -35,8 +35,7 @@ def pcm(audio: Audio) -> bytes:
     if isinstance(audio, np.ndarray):
         if audio.dtype != np.int16 or audio.ndim != 1 or not audio.size:
             raise ValueError(f"samples are {audio.dtype} of shape {audio.shape}, expected int16 of shape (n,)")
-        plain: bytes = audio.tobytes()
-        return plain
+        return audio.tobytes()
     samples, rate = read_wave(str(Path(audio)))
     return resample(samples.tobytes(), rate, CALLER_RATE)
 
@@ -45,7 +44,8 @@ def tone(seconds: float, *, loudness: float = 0.25) -> bytes:
     """What the fake engines take for speech: a hum of 200 Hz. ``loudness``: root mean square, 0 to 0.7."""
     count = round(seconds * CALLER_RATE)
     wave = np.sin(np.arange(count) * (2 * np.pi * 200 / CALLER_RATE)) * (loudness * math.sqrt(2) * 32_767)
-    return np.clip(wave, -32_767, 32_767).astype(np.int16).tobytes()
+    samples: NDArray[np.int16] = np.clip(wave, -32_767, 32_767).astype(np.int16)
+    return samples.tobytes()
 
 
 def silence(seconds: float) -> bytes:

@@ -191,7 +191,7 @@ class Rehearsal:
         room.answer.clear()
         spoke = room.caller_is_speaking
         # A caller who was not understood is waited for as long as any rule of the turns may take.
-        unheard_s = getattr(self._settings, "max_endpointing_delay_ms", 2_500) / 1000 + _UNHEARD_S
+        unheard_s = self._settings.max_endpointing_delay_ms / 1000 + _UNHEARD_S
 
         def is_over() -> bool:
             nonlocal busy_at

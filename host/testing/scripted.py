@@ -49,15 +49,15 @@ class ScriptEndedError(AssertionError):
 class ScriptedModel:
     """Gives ``answers`` one after the other, then ``otherwise`` for ever; None: being asked again fails the test.
 
-    ``asked``: what it was asked with, each time, oldest first. ``end_of_turn``: how likely what a caller has said is
-    all, 0 to 1; -1 is not known. A function of the caller's words will do, too.
+    ``asked``: what it was asked with, each time, oldest first. ``end_of_turn``: how likely it is that what the caller
+    has said is all, 0 to 1 (-1: it cannot tell); or a function of the caller's words that says so.
     """
 
     def __init__(
         self,
         *answers: Answer,
         otherwise: Answer | None = None,
-        end_of_turn: float | Callable[[str], float] = -1.0,
+        end_of_turn: float | Callable[[str], float] = 1.0,
     ) -> None:
         self.asked: list[tuple[ChatMessage, ...]] = []
         self.failure: ScriptEndedError | None = None

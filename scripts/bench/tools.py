@@ -5,7 +5,8 @@
 
 * Odd requests (nothing, nonsense, other languages, texts that look like calls, numbers that no tool takes), each with
   its own seed and temperature, up to 1.5: with ``tool_choice`` "required" until there are 100 calls, and with "auto"
-  until the model chose to call 100 times. Each call must parse, and its arguments must be what the tool takes.
+  until the model chose to call 100 times (after two turns in which tools were called: without them a tiny model never
+  calls). Each call must parse, and its arguments must be what the tool takes.
 * Ordinary requests, at temperature 0: how often the model chooses the right tool, or none, and, where the tool is
   chosen for it, how often its arguments are right. This says whether a model may choose for itself.
 
@@ -19,7 +20,6 @@ import itertools
 import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,19 @@ from typing import Annotated, Any, Literal, TypedDict
 from report import Bar, console, finish, hardware, table, versions
 
 from host.job.tool_schema import ArgumentError
-from host.job.tool_text import CALL_TOKENS, CallParser, FunctionCall, grammar_for, instructions_for
+from host.job.tool_text import (
+    CALL_TOKENS,
+    CallParser,
+    FunctionCall,
+    FunctionCallOutput,
+    call_message,
+    grammar_for,
+    instructions_for,
+    result_message,
+)
 from host.job.tools import FunctionTool, RunContext, function_tool
 from host.threads import thread_teams
-from inference.engines.base import EngineOptions, GenerationFailed, Message, Sampling, TokensOut
+from inference.engines.base import EngineOptions, GenerationFailed, Message, Sampling
 from inference.engines.llm import LlamaLanguageModel
 from models.catalog import resolve
 
@@ -40,6 +49,8 @@ CONTEXT_TOKENS = 2048
 TEMPERATURES = (0.0, 0.7, 1.0, 1.5)
 MOST_STEPS = 20
 """Times as many steps as calls are asked for: a model may prefer to answer."""
+LONGEST_ANSWER = 120
+"""Characters: what is longer is written no further."""
 GOOD = 0.9
 """Of all choices: a model that is right so often may choose for itself."""
 
@@ -156,6 +167,12 @@ CHOICES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
+BEFORE = (
+    ("When are you open on Friday?", FunctionCall("opening_hours", '{"day": "friday"}'), "From noon to eleven."),
+    ("A table for two on Sunday.", FunctionCall("book_table", '{"day": "sunday", "people": 2}'), "It is booked."),
+)
+"""Two turns in which tools were called: question, call, and result, which was said."""
+
 # --- asking -----------------------------------------------------------------------------------------------
 
 
@@ -168,7 +185,6 @@ class Step:
     said: str
     calls: tuple[FunctionCall, ...]
     whole: bool
-    tokens: int
 
     @property
     def is_call(self) -> bool:
@@ -202,6 +218,7 @@ class Ask:
     temperature: float
     seed: int
     tools: Sequence[FunctionTool[..., Any]] = ALL
+    after_calls: bool = False
 
 
 def steps(engine: LlamaLanguageModel, asks: Iterable[Ask]) -> Iterator[Step]:
@@ -221,27 +238,37 @@ def steps(engine: LlamaLanguageModel, asks: Iterable[Ask]) -> Iterator[Step]:
             if isinstance(out, GenerationFailed):
                 raise SystemExit(f"step {numbered}: {running[out.request]}: {out.error}")
             texts[out.request] += out.text
-            if out.finish is not None:
-                yield _read(running.pop(out.request), texts[out.request], out)
+            text = texts[out.request]
+            if out.finish is None and len(text) > LONGEST_ANSWER and not text.lstrip().startswith("<"):
+                # Long enough to see that it is one.
+                engine.cancel(out.request)
+                yield _read(running.pop(out.request), text, whole=True)
+            elif out.finish is not None:
+                yield _read(running.pop(out.request), text, whole=out.finish == "stop")
 
 
 def _start(engine: LlamaLanguageModel, slot: int, ask: Ask) -> None:
-    system = f"{INSTRUCTIONS}\n\n{instructions_for(ask.tools)}"
+    messages = [Message("system", f"{INSTRUCTIONS}\n\n{instructions_for(ask.tools)}")]
+    for question, call, result in BEFORE if ask.after_calls else ():
+        messages.append(Message("user", question))
+        messages.append(Message("assistant", call_message([call]).content))
+        messages.append(Message("user", result_message([FunctionCallOutput("1", call.name, result)]).content))
+        messages.append(Message("assistant", result))
     sampling = Sampling(
         temperature=ask.temperature,
         top_p=0.95,
         repeat_penalty=1.1,
         seed=ask.seed,
-        max_tokens=CALL_TOKENS if ask.choice != "auto" else 320,
+        max_tokens=CALL_TOKENS,
         grammar=grammar_for(ask.tools, ask.choice),
     )
-    engine.start(slot, slot, [Message("system", system), Message("user", ask.request)], sampling)
+    engine.start(slot, slot, [*messages, Message("user", ask.request)], sampling)
 
 
-def _read(ask: Ask, text: str, end: TokensOut) -> Step:
+def _read(ask: Ask, text: str, *, whole: bool) -> Step:
     parser = CallParser()
     said = parser.push(text)
-    return Step(ask.request, text, said, parser.finish(), end.finish == "stop", end.completion_tokens)
+    return Step(ask.request, text, said, parser.finish(), whole)
 
 
 # --- measuring --------------------------------------------------------------------------------------------
@@ -250,20 +277,20 @@ def _read(ask: Ask, text: str, end: TokensOut) -> Step:
 def odd_asks(choice: str) -> Iterator[Ask]:
     """Without end: every request with every temperature, and a seed of its own each time."""
     for seed in itertools.count():
-        yield Ask(ODD[seed % len(ODD)], choice, TEMPERATURES[(seed // len(ODD)) % len(TEMPERATURES)], seed)
+        temperature = TEMPERATURES[(seed // len(ODD)) % len(TEMPERATURES)]
+        yield Ask(ODD[seed % len(ODD)], choice, temperature, seed, after_calls=choice == "auto")
 
 
-def measure_parsing(engine: LlamaLanguageModel, choice: str, wanted: int) -> tuple[list[Step], float]:
-    """Steps with ``wanted`` calls among them, and the seconds that they took."""
+def measure_parsing(engine: LlamaLanguageModel, choice: str, wanted: int) -> list[Step]:
+    """Steps with ``wanted`` calls among them."""
     found: list[Step] = []
-    began = time.perf_counter()
     for step in steps(engine, itertools.islice(odd_asks(choice), wanted * MOST_STEPS)):
         found.append(step)
         if sum(step.is_call for step in found) == wanted:
             break
     for slot in range(ROOMS):
         engine.cancel(slot)
-    return found, time.perf_counter() - began
+    return found
 
 
 def measure_choices(engine: LlamaLanguageModel) -> tuple[float, float, list[str]]:
@@ -296,13 +323,13 @@ def main() -> int:
     arguments = parser.parse_args()
     profile = resolve(arguments.profile)
     engine = LlamaLanguageModel()
-    threads = thread_teams(len(os.sched_getaffinity(0))).language_model
+    threads = thread_teams(len(os.sched_getaffinity(0))).language
     engine.load(profile.llm.path, EngineOptions(arguments.device, threads, ROOMS, context_tokens=CONTEXT_TOKENS))
-    console.print(f"{hardware()}\n{profile.llm.name}, {versions('llama-cpp-python')}")
+    console.print(f"{hardware()}\n{profile.llm.model.name}, {versions('llama-cpp-python')}")
 
     bars, rows = [], []
     for choice in ("required", "auto"):
-        found, seconds = measure_parsing(engine, choice, arguments.calls)
+        found = measure_parsing(engine, choice, arguments.calls)
         calls = [step for step in found if step.is_call]
         faults = Counter(fault for step in found if (fault := step.fault(ALL)))
         parsed = sum(not step.fault(ALL) for step in calls)
@@ -310,11 +337,11 @@ def main() -> int:
             if arguments.verbose or step.fault(ALL):
                 console.print(f"{choice} {step.request[:60]!r}: {step.text!r} {step.fault(ALL)}", markup=False)
         tools = Counter(call.name for step in calls for call in step.calls)
-        rows.append((choice, len(found), len(calls), parsed, sum(step.tokens for step in found) / seconds))
+        rows.append((choice, len(found), len(calls), parsed))
         console.print(f"{choice}: {dict(tools)}; faults: {dict(faults) or 'none'}", markup=False)
         bars.append(Bar(f"calls that parse, {choice}", parsed, f"of {len(calls)}", arguments.calls, at_least=True))
         bars.append(Bar(f"steps with a fault, {choice}", sum(faults.values()), f"of {len(found)}", 0))
-    table("Odd requests", ("tool_choice", "steps", "calls", "that parse", "tokens/s"), rows)
+    table("Odd requests", ("tool_choice", "steps", "calls", "that parse"), rows)
 
     right, filled, wrong = measure_choices(engine)
     console.print("\n".join(wrong), markup=False)
@@ -322,7 +349,7 @@ def main() -> int:
     table(
         "Ordinary requests, temperature 0",
         ("model", "right tool or none", "right arguments"),
-        [(profile.llm.name, f"{right:.0%}", f"{filled:.0%}")],
+        [(profile.llm.model.name, f"{right:.0%}", f"{filled:.0%}")],
         caption=f"{GOOD:.0%} of both or more: the model may choose for itself. This one {verdict}.",
     )
     engine.close()

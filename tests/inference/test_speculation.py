@@ -167,3 +167,39 @@ async def test_a_speaker_that_the_voice_has_not_is_named_with_those_it_has(tmp_p
         with pytest.raises(RequestFailedError, match="speaker is 3, allowed: -1 to 0"):
             await room.speak("one", speaker=3).wait()
         await room.speak("one", speaker=0).wait()
+
+
+@pytest.mark.models
+async def test_a_turn_is_prepared_at_its_pause_and_answered_when_it_is_over(tmp_path: Path) -> None:
+    """The real models, as a conversation uses them: the caller pauses, goes on, pauses, and has finished."""
+    system = m.ChatMessage("system", "You are a voice assistant. Answer in one short sentence.")
+
+    def chat(text: str) -> list[m.ChatMessage]:
+        return [system, m.ChatMessage("user", text)]
+
+    async with (
+        asyncio.timeout(2 * DEADLINE_S),
+        inference_process(tmp_path, engines="real", threads=2) as process,
+        process.room() as room,
+    ):
+        early = room.generate(chat("How long does the"), speculative=True, end_of_turn=True)
+        assert 0 <= await early.end_of_turn < 0.3
+        early.cancel()
+        prepared = room.generate(chat("How long does the delivery take?"), speculative=True, end_of_turn=True)
+        with pytest.raises(RequestFailedError, match="cancelled"):
+            await read(early)
+        assert await prepared.end_of_turn > 0.7
+        pieces = aiter(prepared)
+        text = await anext(pieces)
+        phrase = room.speak("It takes three days.", speculative=True)
+        await phrase.wait_started()
+        prepared.promote()
+        phrase.promote()
+        async for piece in pieces:
+            text += piece
+        await phrase.wait()
+        assert text.strip()
+        assert prepared.done is not None
+        assert prepared.done.cached_tokens > 10, "what the caller had said before was in the cache"
+        assert phrase.end is not None
+        assert phrase.end > room.speech_rate

@@ -37,6 +37,7 @@ async def entrypoint(ctx):
         print("callback:", reason, flush=True)
 
     ctx.add_shutdown_callback(note)
+    print("first line of the agent's own", flush=True)
     session = await ctx.start_session(VoiceAgent("Be kind.", greeting="Good day to you."))
     await session.wait_closed()
 """,
@@ -153,6 +154,8 @@ def test_lines_of_a_pipe_are_answered_one_after_the_other(folder: Path) -> None:
 def test_a_person_types_and_ends_with_ctrl_c(folder: Path) -> None:
     terminal = Terminal(folder, "greets.py", "--text")
     try:
+        # What a job prints has a line of its own, above what moves.
+        terminal.read_until("(^|\n)first line of the agent's own *\r?\n")
         terminal.read_until(r"Agent  Good day to you\.")
         terminal.read_until("Enter sends")
         terminal.type("Hello the\x7fe\r")
@@ -160,6 +163,7 @@ def test_a_person_types_and_ends_with_ctrl_c(folder: Path) -> None:
         terminal.read_until(r"Agent  \S[^\n]*\s+\d+ ms to the first words")
         terminal.type("\x03")
         assert terminal.end() == 0
+        assert "callback: the caller has left" in terminal.text
         assert "Traceback" not in terminal.text
         # As it was: echo, and whole lines.
         assert termios.tcgetattr(terminal.slave) == terminal.before

@@ -54,7 +54,7 @@ class NightDesk(Desk):
     @function_tool
     async def wake(self, at: str) -> None: ...
 
-    cancel = None  # type: ignore[assignment] - not at night
+    cancel = None  # type: ignore[assignment]
 
 
 async def test_a_function_is_a_tool_and_still_a_function() -> None:
@@ -142,6 +142,19 @@ def test_what_is_no_tool_is_found_when_the_agent_gets_it() -> None:
 
     with pytest.raises(SchemaError, match=r"unknown: an annotation is not defined where the tool is: .*Unknown"):
         find_tools(unknown)
+
+
+def test_a_tool_may_be_narrowed() -> None:
+    (book, _) = find_tools(Desk("Ada"))
+    narrowed = book.narrowed(people=[4, 5]).narrowed(later=["later"])
+    assert narrowed.parameters == book.parameters == book.allowed
+    assert narrowed.allowed["properties"] == {"people": {"enum": [4, 5]}, "later": {"enum": ["later"]}}
+    assert narrowed.allowed["required"] == ["people", "later"]
+    assert narrowed.call('{"people": 5, "later": "later"}', context()) == "Ada 5 later"
+    with pytest.raises(ValueError, match=r"book: when is narrowed to \[1\], allowed: some of people, later"):
+        book.narrowed(when=[1])
+    with pytest.raises(ValueError, match=r"book: people is narrowed to \[\]"):
+        book.narrowed(people=[])
 
 
 def test_a_test_may_put_something_in_its_place() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -26,7 +26,7 @@ from inference.wire.messages import ChatMessage
 
 
 @function_tool
-def opening_hours(day: Literal["friday", "sunday"]) -> str:
+def opening_hours(day: Annotated[Literal["friday", "sunday"], "In English."]) -> str:
     """When it is open."""
     return day
 
@@ -47,13 +47,33 @@ def read(text: str, size: int = 1) -> tuple[str, tuple[FunctionCall, ...]]:
 
 
 def test_the_model_is_told_each_tool_on_a_line() -> None:
-    text = instructions_for(TOOLS)
-    lines = text[text.index("<tools>\n") : text.index("\n</tools>")].splitlines()[1:]
-    described = [json.loads(line)["function"] for line in lines]
-    assert [one["name"] for one in described] == ["opening_hours", "order"]
-    assert described[0]["description"] == "When it is open."
-    assert described[1]["parameters"] == order.parameters
+    lines = [line for line in instructions_for(TOOLS).splitlines() if line.startswith("- ")]
+    assert lines == [
+        '- opening_hours({"day": "friday" | "sunday"}) When it is open. day: In English.',
+        '- order({"dishes": [string, ...], "to"?: string | null}) Orders food.',
+    ]
     assert instructions_for([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("schema", "shown"),
+    [
+        ({"type": "object", "properties": {}}, "{}"),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, "{string: integer, ...}"),
+        ({"type": "object"}, "object"),
+        ({"properties": {"a": {"const": 1}}, "required": ["a"]}, '{"a": 1}'),
+        ({"type": "integer", "minimum": 1, "maximum": 8}, "1 to 8"),
+        ({"type": "integer", "minimum": 1}, "integer"),
+        ({"type": ["number", "null"]}, "number | null"),
+        ({"type": "string", "format": "date"}, "date"),
+        ({"type": "array"}, "[any, ...]"),
+        ({"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"enum": ["a", 2]}}]}, 'boolean | ["a" | 2, ...]'),
+        (True, "any"),
+    ],
+)
+def test_a_type_is_told_shortly(schema: Any, shown: str) -> None:
+    tool = Described({"type": "object", "properties": {"x": schema}, "required": ["x"]})
+    assert f'- odd({{"x": {shown}}})\n' in instructions_for([tool])
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -145,7 +165,7 @@ class Described:
     description = ""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
-        self.parameters = parameters
+        self.parameters = self.allowed = parameters
 
 
 def test_every_string_and_list_has_an_end() -> None:
@@ -159,15 +179,22 @@ def test_every_string_and_list_has_an_end() -> None:
     line = next(
         line for line in grammar_for([Described({"properties": properties})], "odd").splitlines() if "%json" in line
     )
-    bounded = json.loads(line.partition("%json")[2])["properties"]
-    assert bounded == {
+    bounded = json.loads(line.partition("%json")[2])
+    assert bounded["additionalProperties"] is False
+    assert bounded["properties"] == {
         "type": {"type": ["string", "null"], "maxLength": LONGEST_STRING},
         "enum": {"type": "array", "items": {"type": "string", "minLength": 300, "maxLength": 300}, "maxItems": 8},
         "day": {"enum": ["friday"]},
         "date": {"type": "string", "format": "date"},
         "short": {"type": "string", "maxLength": 3},
     }
-    assert "maxLength" not in properties["type"], "the tool's own schema stays"
+    assert properties["type"] == {"type": ["string", "null"]}, "the tool's own schema stays"
+
+
+def test_the_grammar_is_of_what_is_allowed() -> None:
+    grammar = grammar_for([opening_hours.narrowed(day=["sunday"])], "auto")
+    assert '"enum": ["sunday"]' in grammar
+    assert instructions_for([opening_hours.narrowed(day=["sunday"])]) == instructions_for([opening_hours])
 
 
 def test_random_noise_is_read_without_a_fault() -> None:
