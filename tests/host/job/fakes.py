@@ -338,7 +338,15 @@ class FakeInference:
         (self.generations if max_tokens else self.prefills).append(generation)
         return generation
 
-    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0, speculative: bool = False) -> FakePhrase:
+    def speak(
+        self,
+        text: str,
+        *,
+        speed: float = 1.0,
+        volume: float = 1.0,
+        speaker: int = -1,
+        speculative: bool = False,
+    ) -> FakePhrase:
         self._check()
         phrase = FakePhrase(self, text, len(self.phrases) + 1, speed, volume)
         phrase.speculative, phrase.speaker = speculative, speaker
@@ -358,6 +366,11 @@ class FakeInference:
         del self._ring[: len(pcm)]
         self._consumed += len(pcm) // 2
         return pcm
+
+    @property
+    def ring_samples(self) -> int:
+        """How much speech waits in the ring."""
+        return len(self._ring) // 2
 
     def read_position(self) -> int:
         return self._consumed
