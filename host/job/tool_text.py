@@ -11,8 +11,8 @@
     assistant    an answer
 
 It is text in messages of the ordinary roles: every model can read it, and the prompt only grows, so that the KV cache
-is kept. Calls and results are to the letter what the chat template of Qwen's models makes of them, the format of Hermes,
-which many others were trained on. The grammar admits either calls, which always parse, or an answer, which has no "<".
+is kept. Calls and results are to the letter what the chat template of Qwen's models makes of them, in the format of
+Hermes that many others were trained on. The grammar admits calls, which always parse, or an answer without any "<".
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from host.testing.scripted import ScriptedGeneration, ScriptedModel
-from inference.client import Generation, InferenceRoom, Listening
+from inference.client import Generation, InferenceClient, InferenceRoom, Listening
 from inference.wire.messages import ChatMessage, Transcript
 
 
@@ -41,10 +41,11 @@ class ScriptedListening:
 
 
 class OverheardRoom:
-    """An ``InferenceRoom``, with ``model`` in the place of its language model where there is one."""
+    """An ``InferenceRoom`` of ``client``, with ``model`` in the place of its language model where there is one."""
 
-    def __init__(self, inner: InferenceRoom, model: ScriptedModel | None) -> None:
+    def __init__(self, client: InferenceClient, inner: InferenceRoom, model: ScriptedModel | None) -> None:
         self.inner = inner
+        self._client = client
         self._model = model
         self._said: list[_Words] = []
 
@@ -65,6 +66,10 @@ class OverheardRoom:
     def is_at_work(self) -> bool:
         """Whether something that was asked for has not come yet."""
         return self.inner.open_requests > 0
+
+    async def settle(self) -> None:
+        """Return when what detection has reported so far has come: what is sent on one connection comes in order."""
+        await self._client.stats()
 
     def says(self, start: int, end: int, text: str) -> None:
         """The caller says ``text`` from ``start`` to ``end`` (up clock), whatever the audio is."""

@@ -118,6 +118,12 @@ class Rehearsal:
             samples = pcm(audio)
         return await self._record(result, lambda: self._play(samples, text), until_heard_s, may_fail=may_fail)
 
+    async def listen(self, *, until_heard_s: float | None = None, may_fail: bool = False) -> RunResult:
+        """The caller listens until the agent has nothing more to say: for what the test had it say."""
+        if until_heard_s is not None:
+            self._room_with_sound()
+        return await self._record(RunResult(), lambda: None, until_heard_s, may_fail=may_fail)
+
     async def wait(self, seconds: float, *, may_fail: bool = False) -> RunResult:
         """The caller says nothing for ``seconds`` of the room's clock; in a session with sound."""
         room = self._room_with_sound()
@@ -292,7 +298,7 @@ async def session(
                 running = await asyncio.to_thread(shared, engines, profile=profile)
             client = await stack.enter_async_context(await running.connect("rehearsal"))
             context_tokens = client.welcome.context_tokens
-            inference = OverheardRoom(await client.open_room("rehearsal"), model)
+            inference = OverheardRoom(client, await client.open_room("rehearsal"), model)
         room = RoomWithSound(clock, inference) if audio and isinstance(inference, OverheardRoom) else RoomInWriting()
         rehearsal = _rehearsal(agent, running, inference, room, model, settings, context_tokens, userdata)
         if isinstance(room, RoomWithSound):

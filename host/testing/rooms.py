@@ -63,6 +63,9 @@ class Progress(Protocol):
     def is_at_work(self) -> bool:
         """Whether something that was asked for has not come yet."""
 
+    async def settle(self) -> None:
+        """Return when what detection has reported so far has come."""
+
 
 @dataclass(frozen=True, slots=True)
 class RehearsedParticipant:
@@ -123,6 +126,7 @@ class RoomWithSound(_Notes):
         self._to_play = bytearray()
         self._ticks = 0
         self._handed_over = 0
+        self._settled = -1
         self._rate = 0
         self._queue = bytearray()
         self._queue_moved = asyncio.Event()
@@ -173,8 +177,15 @@ class RoomWithSound(_Notes):
 
     async def _until_due(self) -> None:
         alive = began = time.monotonic()
-        while not self._is_due(time.monotonic() - began):
-            await asyncio.sleep(_POLL_S)
+        while True:
+            if not self._is_due(time.monotonic() - began):
+                await asyncio.sleep(_POLL_S)
+            elif (heard := self._progress.heard) == self._settled:
+                return
+            else:
+                # What was heard is counted before it is judged, and reported after that.
+                await self._progress.settle()
+                self._settled = heard
             if time.monotonic() - alive > _SIGN_OF_LIFE_S:
                 alive = time.monotonic()
                 self._caller.put_nowait(b"")

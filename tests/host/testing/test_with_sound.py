@@ -118,6 +118,17 @@ async def test_how_sure_the_model_is_decides_how_long_is_waited() -> None:
     assert sure < unsure
 
 
+async def test_what_the_test_has_the_agent_say() -> None:
+    async with testing.session(VoiceAgent("Be brief."), audio=True, model=ScriptedModel("Very well.")) as session:
+        handle = session.session.say("We close in ten minutes, please come to the till.", allow_interruptions=False)
+        result = await session.listen(until_heard_s=1.0)
+        result.expect.no_more_events()
+        assert not handle.done()
+        result = await session.run(speech="Do I have to?")
+        result.expect.next_event().is_message(text="We close in ten minutes, please come to the till.")
+        assert not handle.interrupted
+
+
 async def test_typed_in_a_call() -> None:
     async with testing.session(VoiceAgent("Be brief."), audio=True, model=ScriptedModel("At nine.")) as session:
         result = await session.run(user_input="When do you open?")
