@@ -127,7 +127,6 @@ class Conversation:
         """Silence: what is being said, or thought about, is over. False where that may not be interrupted."""
         if self._reply is not None and not (force or self._allows_interruptions(self._reply)):
             return False
-        self._event_at = self._now()
         self._note_heard()
         self._feed(t.InterruptAsked())
         return True
@@ -156,7 +155,6 @@ class Conversation:
 
     def commit_user_turn(self) -> None:
         """The caller's turn is over, whatever the pause."""
-        self._event_at = self._now()
         self._note_heard()
         self._feed(t.CommitAsked())
 
@@ -231,7 +229,6 @@ class Conversation:
             try:
                 self._listen(start)
                 async for event in self._inference.events():
-                    self._event_at = self._now()
                     logger.debug("%s", event)
                     # Whether this is a barge-in depends on what has been heard by now.
                     self._note_heard()
@@ -290,7 +287,7 @@ class Conversation:
         self._inputs.append(event)
         if self._feeding:
             return
-        self._feeding = True
+        self._feeding, self._event_at = True, self._now()
         try:
             while self._inputs:
                 self._take(self._inputs.popleft())

@@ -29,6 +29,8 @@ EVIDENCE_WAIT = 250 * SAMPLES_PER_MS
 """How long the model's word on a transcript is waited for, after the transcript has come."""
 AHEAD = 600 * SAMPLES_PER_MS
 """An answer is begun this long before the turn is expected to be committed: about what one takes to its first sound."""
+EARLIEST_AHEAD = 200 * SAMPLES_PER_MS
+"""After less silence no answer is begun: most pauses between words are shorter."""
 
 
 @dataclass(slots=True)
@@ -229,7 +231,8 @@ class UserTurn:
         delay, wait = self._delay(turn, text)
         if silence >= max(delay, wait):
             return self._commit(turn, text, delay)
-        if self.rules.preemptive and turn.prepared and not (turn.ahead or wait) and silence >= delay - AHEAD:
+        may_begin = self.rules.preemptive and turn.prepared and not (turn.ahead or wait)
+        if may_begin and silence >= max(delay - AHEAD, EARLIEST_AHEAD):
             turn.ahead = turn.prepared
             self.actions.append(t.AnswerAhead(turn.ahead, text))
         return State.ENDPOINTING
