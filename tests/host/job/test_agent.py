@@ -16,7 +16,7 @@ from host.job.settings import SessionSettings
 from host.job.tool_text import FunctionCall
 from host.job.tools import FunctionTool, StopResponse
 from inference.client import RequestFailedError
-from tests.host.job.fakes import SAMPLES_PER_CHAR, FakeGeneration, until
+from tests.host.job.fakes import RATE, SAMPLES_PER_CHAR, FakeGeneration, until
 from tests.host.job.test_session import Talk, talking
 
 
@@ -476,6 +476,58 @@ async def test_a_node_that_fails_ends_its_answer_and_nothing_else(caplog: pytest
         assert [report.reply for report in talk.reports] == ["Well.", "Well."]
         assert {event.source for event in errors} == {"agent"}
     assert "by zero" in caplog.text
+
+
+async def test_what_is_heard_said_and_played_goes_through_the_agent() -> None:
+    class Filtering(VoiceAgent):
+        def transcript_node(self, text: str) -> str:
+            return text.replace("Tolstoi", "Tolstoy") if "static" not in text else ""
+
+        def pronunciation_node(self, text: str) -> str:
+            return text.replace("Tolstoy", "Toll stoy")
+
+        def audio_output_node(self, pcm: bytes, sample_rate: int) -> bytes:
+            assert sample_rate == RATE
+            return bytes(len(pcm))
+
+    async with talking(agent=Filtering("Be brief.")) as talk:
+        await talk.says("static")
+        await until(lambda: talk.room.states[-1] == "listening")
+        generation = await talk.asks("Tolstoi?")
+        generation.write("Tolstoy.")
+        generation.finish()
+        await talk.hears_everything()
+        assert talk.said() == [("user", "Tolstoy?"), ("assistant", "Tolstoy.")]
+        assert [phrase.text for phrase in talk.inference.phrases] == ["Toll stoy."]
+        assert talk.room.heard
+        assert not any(talk.room.heard)
+
+
+async def test_filters_that_fail_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(VoiceAgent):
+        def transcript_node(self, text: str) -> str:
+            raise KeyError("heard")
+
+        def pronunciation_node(self, text: str) -> str:
+            raise KeyError("said")
+
+        def audio_output_node(self, pcm: bytes, sample_rate: int) -> bytes:
+            return pcm[:-2]
+
+    async with talking(agent=Broken("Be brief.")) as talk:
+        errors = listen(talk, "error")
+        await answers(talk, "Hello?", "Hi.")
+        assert talk.said() == [("user", "Hello?"), ("assistant", "Hi.")]
+        assert talk.room.voices() == [1]
+    assert {type(event.error) for event in errors} == {KeyError, ValueError}
+    assert "audio_output_node made" in caplog.text
+
+
+def test_what_there_is_not_is_said_at_once() -> None:
+    with pytest.raises(ValueError, match="turn_detection is 'telepathy', allowed: model, vad, manual"):
+        VoiceAgent("Be brief.", turn_detection="telepathy")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is no tool"):
+        VoiceAgent("Be brief.", tools=[print])
 
 
 # --- events ----------------------------------------------------------------------------------------------
