@@ -68,6 +68,11 @@ class Call:
         """Of what is being played, in dB of full scale."""
         return self._loudspeaker.level if self._loudspeaker is not None else SILENCE_DB
 
+    @property
+    def starved(self) -> int:
+        """How often the loudspeaker ran dry."""
+        return self._device.starved if self._device is not None else 0
+
     def is_held_back(self) -> bool:
         """Whether the microphone is off because the agent is heard."""
         loudspeaker = self._loudspeaker

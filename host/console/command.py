@@ -116,7 +116,7 @@ def _hold(
         os._exit(code)
 
     run(conversation.hold(), Stopping(conversation.close, conversation.close, at_once=True, leave=leave))
-    if line := summary(call.script):
+    if line := summary(call):
         output.print(line, style="dim")
 
 

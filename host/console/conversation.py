@@ -28,6 +28,8 @@ ROOM = "console"
 _LOOK_S = 0.1
 _ANSWER_S = 60.0
 """How long the next line of a file waits for the answer to the one before."""
+_SOUND_SYSTEM = ("ALSA lib ", "jack ", "Cannot connect to server ")
+"""How lines begin that sound libraries write on their own."""
 _GOODBYE_S = 10.0
 """What the job gets to end by itself after the caller has left."""
 
@@ -61,7 +63,7 @@ class Conversation:
             job = asyncio.create_task(self._job(path), name="console-job")
             ended = asyncio.create_task(self._ended.wait(), name="console-end")
             tasks: tuple[asyncio.Task[Any], ...] = (running, talking, job, ended)
-            with self._screen, standard_error(self._screen.note):
+            with self._screen, standard_error(self._note):
                 try:
                     async with self._typing():
                         await self._show(tasks)
@@ -101,6 +103,14 @@ class Conversation:
         result = job.result()
         if result.status != "success":
             raise ConversationError(f"the job failed: {result.error}")
+
+    def _note(self, text: str) -> None:
+        """What a job or a library printed."""
+        if text.startswith(_SOUND_SYSTEM):
+            # Of devices that nobody asked for, and of what the devices' own counts tell better.
+            logger.debug("%s", text)
+        else:
+            self._screen.note(text)
 
     # --- what is typed --------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from host.errors import ConfigError, DeviceError
 from host.job.line import CALLER_RATE
 
 _BLOCK_S = 0.02
-_OUTPUT_LATENCY_S = 0.08
+_OUTPUT_LATENCY_S = 0.1
 """The callback is Python in a process that shares its cores with the models: less of a buffer may crackle."""
 
 Direction = Literal["input", "output"]
@@ -54,6 +54,12 @@ class PortAudio:
         self._input = self._choose(input_device, "input")
         self._output = self._choose(output_device, "output")
         self._streams: list[Any] = []
+        self._starved = 0
+
+    @property
+    def starved(self) -> int:
+        """See ``SoundDevice``."""
+        return self._starved
 
     @property
     def name(self) -> str:
@@ -78,6 +84,7 @@ class PortAudio:
             pull = _Upsampled(pull, rate, found.rate).pull
 
         def on_block(data: Any, frames: int, time: Any, status: Any) -> None:  # noqa: ARG001 (PortAudio's signature)
+            self._starved += bool(status and status.output_underflow)
             data[:] = _all_channels(pull(frames), found.channels)
 
         return self._open(self._library.RawOutputStream, self._output, found, _OUTPUT_LATENCY_S, on_block)

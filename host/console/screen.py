@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from host.console.call import Call
-from host.console.script import Entry, Script
+from host.console.script import Entry
 from host.console.sound import SILENCE_DB
 from inference.wire.supervision import TurnReport
 
@@ -250,11 +250,18 @@ def _meter(name: str, level_db: float, style: str, instead: str = "") -> Text:
     )
 
 
-def summary(script: Script) -> str:
-    """The call in a line; "" for one without an answer that was measured."""
-    if (times := script.responses_s()) is None:
-        return ""
-    return f"answers after {1000 * times[0]:.0f} ms, median; {1000 * times[1]:.0f} ms, longest"
+def summary(call: Call) -> str:
+    """The call in a line or two; "" for one of which there is nothing to tell."""
+    found = []
+    if (times := call.script.responses_s()) is not None:
+        found.append(_response_times(*times))
+    if call.starved:
+        found.append(f"the loudspeaker ran dry {call.starved}x: this machine has too much to do")
+    return "\n".join(found)
+
+
+def _response_times(median_s: float, longest_s: float) -> str:
+    return f"answers after {1000 * median_s:.0f} ms, median; {1000 * longest_s:.0f} ms, longest"
 
 
 def devices_table(devices: Sequence[DeviceInfo]) -> Table:

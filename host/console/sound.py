@@ -30,6 +30,10 @@ class SoundDevice(Protocol):
     def name(self) -> str:
         """Both, for a person."""
 
+    @property
+    def starved(self) -> int:
+        """How often the loudspeaker was not given in time what it should play: that crackles."""
+
     def open_microphone(self, hear: Callable[[bytes], None]) -> None:
         """From now on ``hear`` gets what is recorded, int16 mono at 16 kHz. Raises ``DeviceError``."""
 

@@ -6,18 +6,16 @@ import dataclasses
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 from host.job.chat_context import ChatContext, ChatMessage
-from host.job.settings import SessionSettings
+from host.job.settings import SessionSettings, TurnDetection
 from host.job.tool_text import FunctionCall, ToolChoice
 from host.job.tools import FunctionTool, find_tools
 from inference.client import Generation
 
 if TYPE_CHECKING:
     from host.job.session import VoiceSession
-
-TurnDetection = Literal["model", "vad", "manual"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,8 @@ class VoiceAgent:
     ``chat_ctx``: what this agent knows was said before. ``max_tool_steps``: how often in a row tools may be called
     before an answer.
 
-    Raises ``TypeError`` or ``ValueError`` for tools that are none, or of one name.
+    Raises ``TypeError`` or ``ValueError`` for tools that are none, or of one name, or a ``turn_detection`` that there
+    is not.
     """
 
     def __init__(
@@ -77,6 +76,9 @@ class VoiceAgent:
         settings: SessionSettings | None = None,
         max_tool_steps: int = 3,
     ) -> None:
+        if turn_detection not in (None, *get_args(TurnDetection)):
+            allowed = ", ".join(get_args(TurnDetection))
+            raise ValueError(f"turn_detection is {turn_detection!r}, allowed: {allowed}")
         self.greeting = greeting
         self.max_tool_steps = max_tool_steps
         self._instructions = instructions
@@ -191,6 +193,6 @@ class VoiceAgent:
 
     def enter(self, session: VoiceSession) -> None:
         """Called by the session that it takes over. Raises ``RuntimeError`` while it is in another one."""
-        if self._session is not None and self._session is not session:
+        if self._session is not None and self._session is not session and not self._session.is_over:
             raise RuntimeError(f"{self!r} is in another session; make an agent for each")
         self._session = session

@@ -153,12 +153,20 @@ class Answering:
     ) -> Speech:
         speech: Speech
         reply = Reply(write or (lambda: self._writer.write(speech)), turn, known, allow_interruptions)
+        reply.continued = lambda left: self._continued(speech, left)
         speech = Speech(reply, SpeechHandle(reply, self._interrupt), agent)
         if committed:
             speech.committed.set()
         self._speeches[reply] = speech
         reply.over.add_callback(lambda: self._forget(reply))
         return speech
+
+    def _continued(self, speech: Speech, left: str) -> AsyncGenerator[str, None] | None:
+        """What is written of ``speech`` after what is ``left`` of it, when its writing was cut off."""
+        unwritten = not (left or speech.reply.before)
+        if speech.complete or not (unwritten or speech.execution is not None):
+            return None
+        return self._writer.go_on(speech, left) if speech.settled else self._writer.write(speech)
 
     def _interrupt(self, reply: Reply, force: bool) -> bool:
         if self._outlet is None:
@@ -208,7 +216,9 @@ class Answering:
         self.drop_preparation()
         agent = self.agent
         asks_agent = _overrides(agent, "on_user_turn_completed") or _overrides(agent, "llm_node")
-        if self._speeches or asks_agent or not self._writer.fitting(agent, [ChatMessage("user", text)]):
+        # What was interrupted, and may be resumed, is not said when there is a turn to be answered.
+        occupied = any(not speech.reply.interrupted for speech in self._speeches.values())
+        if occupied or asks_agent or not self._writer.fitting(agent, [ChatMessage("user", text)]):
             return None
         placeholder = AnsweredTurn(0, text, audio_s=0.0, last_voiced=0.0, decided=0.0, committed=0.0)
         speech = self._speech(agent, None, turn=placeholder, committed=False)
@@ -236,7 +246,8 @@ class Answering:
     def answer(self, turn: AnsweredTurn, guess: Reply | None = None) -> Reply:
         """The agent's answer."""
         speech, self._guess = self._guess, None
-        if speech is not None and speech.reply is guess and speech.premises == self._premises(turn.transcript):
+        holds = speech is not None and not speech.failed and speech.premises == self._premises(turn.transcript)
+        if speech is not None and speech.reply is guess and holds:
             early = speech.reply.turn
             assert early is not None
             turn.asked, turn.first_text = early.asked, early.first_text
@@ -284,13 +295,8 @@ class Answering:
             self._forget(reply)
 
     def resumed(self, reply: Reply) -> None:
-        """The interruption was none. What was not written yet is, after what was and is not said yet."""
-        speech = self._speeches[reply]
-        left = reply.known
-        if not speech.complete and (speech.execution is not None or not (left or reply.before)):
-            reply.known = ""
-            # What was not begun, begins.
-            reply.source = self._writer.go_on(speech, left) if speech.settled else None
+        """The interruption was none."""
+        logger.info("nothing was said in what interrupted %s; it goes on", reply.segment)
         self._events.emit(AgentFalseInterruptionEvent(resumed=True))
 
     def transcribed(self, transcript: UserTranscript) -> None:
@@ -300,8 +306,9 @@ class Answering:
                 callback(transcript)
             except Exception:
                 logger.exception("a transcript callback failed")
-        language = self._model.settings.language
-        self._events.emit(UserInputTranscribedEvent(transcript.text, transcript.final, language))
+        if transcript.text:
+            language = self._model.settings.language
+            self._events.emit(UserInputTranscribedEvent(transcript.text, transcript.final, language))
 
     def state_changed(self, user: UserState, agent: AgentState) -> None:
         """At least one of them is another one than before."""

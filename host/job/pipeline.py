@@ -532,7 +532,7 @@ class Conversation:
         self._keep_heard(reply, utterance)
         self._reply = None
         self._end(reply, interrupted=False)
-        if not reply.said and not failed:
+        if not reply.said and not failed and not reply.silent:
             logger.warning("the model had nothing to say")
         self._feed(t.AnswerFinished())
 

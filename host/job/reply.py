@@ -69,20 +69,22 @@ class Over(asyncio.Event):
 class Reply:
     """``write`` makes it (again, where it was lost unheard), ``turn`` is None where nothing was asked.
 
-    ``known``: its text, where that was known from the start. ``allow_interruptions``: None is as the settings
-    say. ``segment`` names it to the caller's client, once it has begun. ``source``: what writes this attempt.
-    ``text``: all that was written so far
-    (``complete``: to its end). ``said``: what was heard of it, also before an interruption that it was
-    resumed from; ``shown``: the same of this attempt alone, a beginning of ``text``. ``span``: where it
-    lies in the room's recording, in seconds. ``before``: what was said of its text before
-    this attempt. ``attempts``: how often it was begun and the inference
-    process went away. ``interrupted``: it ended before its end. ``over`` is set when nothing more of it is heard.
+    ``known``: its text, where that was known from the start. ``allow_interruptions``: None is as the settings say.
+    ``continued`` makes what follows the text that is left to say, None where nothing does. ``silent``: it says nothing
+    more, and is not to. ``segment`` names it to the caller's client, once it has begun. ``source``: what writes this
+    attempt. ``text``: all that was written so far (``complete``: to its end). ``said``: what was heard of it, also
+    before an interruption that it was resumed from; ``shown``: the same of this attempt alone, a beginning of ``text``.
+    ``span``: where it lies in the room's recording, in seconds. ``before``: what was said of its text before this
+    attempt. ``attempts``: how often it was begun and the inference process went away. ``interrupted``: it ended before
+    its end. ``over`` is set when nothing more of it is heard.
     """
 
     write: Callable[[], AsyncGenerator[str, None]]
     turn: AnsweredTurn | None = None
     known: str = ""
     allow_interruptions: bool | None = None
+    continued: Callable[[str], AsyncGenerator[str, None] | None] | None = None
+    silent: bool = False
     segment: str = ""
     source: AsyncGenerator[str, None] | None = None
     text: str = ""
@@ -128,8 +130,10 @@ class Reply:
         """Its attempt was cut off: the next one says what is left of its text. What was heard stays said."""
         left, before = self.unsaid(), self.before + self.shown
         self._attempt()
-        self.known, self.before = left, before
-        self.source = whole(left)
+        self.before = before
+        continued = self.continued(left) if self.continued is not None else None
+        self.known = left if continued is None else ""
+        self.source = continued or whole(left)
         self.interrupted, self.interrupted_at, self.silent_at = False, 0.0, None
 
     def _attempt(self) -> None:

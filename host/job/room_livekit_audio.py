@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -16,6 +17,8 @@ _SLICE_MS = 20
 _TAIL_MS = 1_000
 """Silence delivered after the microphone is muted or gone, so that a turn that was being spoken can end."""
 _CLOSE_TIMEOUT_S = 5.0
+_LISTENER_S = 5.0
+"""How long the first words wait for somebody to take the track: what is said before that, nobody hears."""
 
 
 def is_microphone(publication: rtc.TrackPublication) -> bool:
@@ -134,16 +137,22 @@ class Speech:
         # The native side reads a frame's memory until it has answered, also when the wait for the
         # answer is cancelled; so frames outlive the queue they go into.
         self._frames: deque[rtc.AudioFrame] = deque(maxlen=2 * QUEUE_MS // _SLICE_MS)
+        self._listener: asyncio.Task[None] | None = None
 
     async def publish(self, participant: rtc.LocalParticipant) -> None:
         """Publish the track. Raises ``PublishTrackError``."""
         track = rtc.LocalAudioTrack.create_audio_track("agent-speech", self._source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
-        await participant.publish_track(track, options)
+        publication = await participant.publish_track(track, options)
+        self._listener = asyncio.create_task(_wait_for_listener(publication), name="listener")
 
     async def play(self, pcm: bytes) -> None:
         """See ``Room.play``."""
         generation = self._generation
+        while self._listener is not None and not self._listener.done():
+            await asyncio.sleep(_SLICE_MS / 1000)
+            if generation != self._generation:
+                return
         step = 2 * (self._rate * _SLICE_MS // 1000)
         for start in range(0, len(pcm), step):
             piece = pcm[start : start + step]
@@ -195,4 +204,14 @@ class Speech:
     async def close(self) -> None:
         """Give the track's source back."""
         self._generation += 1
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
         await self._source.aclose()
+
+
+async def _wait_for_listener(publication: rtc.LocalTrackPublication) -> None:
+    """Return when somebody has taken the track, or takes none: clients that only read are spoken to as well."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LISTENER_S):
+            await publication.wait_for_subscription()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ ATTRIBUTE_AGENT_STATE = "lk.agent.state"
 
 MAX_TEXT_CHARS = 16_384
 """A longer message of the caller is not read: it would not fit into a conversation."""
+_LAST_WORDS_S = 0.2
+"""What was sent in the last moment before the agent leaves may not be on its way yet, and nothing tells."""
 _MAX_WAITING = 64
 """Messages that may wait to be read by the session."""
 _MAX_READING = 16
@@ -104,6 +107,7 @@ class Publisher:
         self._ending = False
         self._open: dict[str, _OpenSegment] = {}
         self._shown_of_caller = ""
+        self._sent_at = -_LAST_WORDS_S
 
     def add(self, note: Note) -> None:
         """Send ``note`` when what came before it is sent."""
@@ -131,6 +135,8 @@ class Publisher:
         for segment, open_segment in list(self._open.items()):
             # What was heard of it stays.
             await self._send(room, TranscriptNote("agent", segment, open_segment.text, final=True))
+        if room.isconnected():
+            await asyncio.sleep(max(0.0, self._sent_at + _LAST_WORDS_S - time.monotonic()))
 
     async def _send(self, room: rtc.Room, note: Note) -> None:
         agent = room.local_participant
@@ -144,6 +150,7 @@ class Publisher:
                     await self._send_words(room, note)
                 case TranscriptNote():
                     await self._send_state(room, note)
+            self._sent_at = time.monotonic()
         except (
             rtc.StreamError,
             rtc.participant.PublishTranscriptionError,

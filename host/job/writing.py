@@ -37,7 +37,8 @@ class Speech:
     ``question``: what the caller said or typed; ``in_turn``: it was a turn, so the agent's hook is asked. ``settled``:
     it has joined the conversation, or will not. ``instructions``, ``tool_choice``: for this reply alone. ``known_to``:
     what its turn's hook made of the conversation before it. ``item``: what was heard of it, once something was.
-    ``committed`` is set unless the reply is a guess, which was made from ``premises``.
+    ``complete``: all of it is written; ``failed``: that cannot be. ``committed`` is set unless the reply is a guess,
+    which was made from ``premises``.
     """
 
     reply: Reply
@@ -55,6 +56,7 @@ class Speech:
     steps: int = 0
     execution: Execution | None = None
     complete: bool = False
+    failed: bool = False
     premises: tuple[object, ...] = ()
     committed: asyncio.Event = field(default_factory=asyncio.Event)
     generation: Generation | None = None
@@ -163,20 +165,22 @@ class Writer:
         try:
             if speech.committed.is_set() and not speech.settled:
                 if speech.in_turn and not await self._complete_turn(speech):
-                    speech.complete = True
+                    speech.complete = speech.reply.silent = True
                     return
                 self.settle(speech)
                 if not speech.in_turn:
                     # Typed: nobody goes on with it.
                     self.announce(speech)
-            if (turn := speech.reply.turn) is not None:
+            if (turn := speech.reply.turn) is not None and speech.reply.first_heard is None:
                 turn.asked, turn.first_text = self._now(), None
-            async with aclosing(self._steps(speech, asked)) as pieces:
+            async with aclosing(self._rest(speech, asked)) as pieces:
                 async for text in pieces:
                     yield text
         except InferenceError:
+            speech.failed = True
             raise
         except Exception as exc:
+            speech.failed = speech.reply.silent = True
             logger.exception("the agent's code failed")
             self.agent_failed(exc)
 
@@ -216,6 +220,7 @@ class Writer:
                 async for text in words:
                     yield text
             if not self._goes_on(speech):
+                speech.reply.silent = True
                 break
         speech.complete = True
 
@@ -317,22 +322,22 @@ class Writer:
         if left:
             # What follows is a sentence of its own.
             yield left if left[-1].isspace() else f"{left}\n"
-        try:
-            if speech.execution is not None:
-                async with aclosing(self._executed(speech)) as words:
-                    async for text in words:
-                        yield text
-                if not self._goes_on(speech):
-                    speech.complete = True
-                    return
-            async with aclosing(self._steps(speech, lambda _: None)) as pieces:
-                async for text in pieces:
+        async with aclosing(self.write(speech)) as pieces:
+            async for text in pieces:
+                yield text
+
+    async def _rest(self, speech: Speech, asked: Callable[[Generation], None]) -> AsyncGenerator[str, None]:
+        """What is written after the tools that were called before, if any were."""
+        if speech.execution is not None:
+            async with aclosing(self._executed(speech)) as words:
+                async for text in words:
                     yield text
-        except InferenceError:
-            raise
-        except Exception as exc:
-            logger.exception("the agent's code failed")
-            self.agent_failed(exc)
+            if not self._goes_on(speech):
+                speech.complete = speech.reply.silent = True
+                return
+        async with aclosing(self._steps(speech, asked)) as pieces:
+            async for text in pieces:
+                yield text
 
 
 def _told(agent: VoiceAgent) -> list[ChatMessage]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inference.engines.base import Message
+from inference.engines.base import EngineError, Message
 from inference.engines.llama_batch import Batch
 from inference.engines.reuse import common_prefix
 from inference.engines.sampler import logits_of
@@ -47,6 +47,9 @@ LONGEST_S: Final = 2.0
 
 The smallest needs 0.8; other processes that take the time make no difference to what it learns.
 """
+
+SIDE_BY_SIDE: Final = 8
+"""Examples in one batch: llama.cpp keeps memory for the logits of as many places as it was ever asked for at once."""
 
 _log = logging.getLogger("inference.llm")
 
@@ -114,7 +117,7 @@ class ExampleReader:
         """As many as fit into one batch."""
         group: list[Example] = []
         size = 0
-        for example in examples[: self._slots]:
+        for example in examples[: min(self._slots, SIDE_BY_SIDE)]:
             size += len(example.tokens) - shared
             if size > self._most:
                 break
@@ -143,15 +146,19 @@ class ExampleReader:
 def learn_turn_ends(vocabulary: Vocabulary, reader: ExampleReader) -> TurnEnds:
     """What a model's logits say about ends of turns; without a calibration if they say nothing."""
     endings = set(vocabulary.ends)
-    _, behind = vocabulary.around_user([SYSTEM])
-    endings.update(vocabulary.tokens(behind, special=True)[:1])
+    endings.update(vocabulary.tokens(vocabulary.behind_user, special=True)[:1])
     for ending in ENDINGS:
         tokens = vocabulary.tokens(ending, special=False)
         if len(tokens) == 1:
             endings.add(tokens[0])
     turn_ends = TurnEnds(endings)
     began = time.perf_counter()
-    finished, cut = reader.read(vocabulary, turn_ends)
+    finished: list[float] = []
+    cut: list[float] = []
+    try:
+        finished, cut = reader.read(vocabulary, turn_ends)
+    except EngineError as exc:
+        _log.debug("the examples of ends of turns cannot be read: %s", exc)
     turn_ends.calibration = calibrate(finished, cut)
     _log.debug("ends of turns, from %d examples in %.2f s: %r", len(finished), time.perf_counter() - began, turn_ends)
     if turn_ends.calibration is None:

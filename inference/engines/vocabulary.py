@@ -22,7 +22,8 @@ class Vocabulary:
     """What a llama.cpp model's file says of its tokens, and its chat template.
 
     ``ends``: tokens that end a message. ``control``: those that stand between messages. ``longest_piece``: a bound
-    on the bytes of one token. ``default_stop``: stop strings that a model without a template needs.
+    on the bytes of one token. ``default_stop``: stop strings that a model without a template needs. ``behind_user``:
+    what the template writes behind a user's message that ends a prompt.
 
     Raises ``EngineError`` for a chat template that is invalid.
     """
@@ -54,7 +55,7 @@ class Vocabulary:
             eos=text_of(lib.llama_vocab_eos(vocab)),
             control=[text for text in control if text],
         )
-        self._behind_user = self.around_user(())[1]
+        self.behind_user = self.around_user(())[1]
 
     def __repr__(self) -> str:
         return f"Vocabulary({self.size})"
@@ -77,9 +78,9 @@ class Vocabulary:
 
         0 where that cannot be found.
         """
-        if not text.endswith(self._behind_user):
+        if not text.endswith(self.behind_user):
             return 0
-        end = end_of_words(text[: len(text) - len(self._behind_user)])
+        end = end_of_words(text[: len(text) - len(self.behind_user)])
         behind = self.tokens(text[end:], special=True)
         if behind and list(tokens[-len(behind) :]) == behind:
             return len(behind)

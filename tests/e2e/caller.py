@@ -231,6 +231,12 @@ class Caller:
         self.room.on("participant_connected", joined)
         self.room.on("participant_attributes_changed", attributes_changed)
         self.room.on("participant_disconnected", left)
+        # An agent that was there before: its track may have come while our own was being published.
+        for agent in self.agents():
+            attributes_changed(agent.attributes, agent)
+            for publication in agent.track_publications.values():
+                if publication.track is not None:
+                    subscribed(publication.track, publication, agent)
         self._task(self._speak())
 
     def agents(self) -> list[rtc.RemoteParticipant]:

@@ -25,6 +25,7 @@ class Device:
     """What is recorded is given by the test; what is played is asked for by it."""
 
     name = "a device of lists"
+    starved = 0
 
     def __init__(self, failure: DeviceError | None = None) -> None:
         self.failure = failure

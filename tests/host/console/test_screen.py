@@ -25,6 +25,7 @@ TURN = TurnReport("job", 1, "What's the date today?", ANSWER, False, 1.0, 508, 0
 
 class Device:
     name = "a device"
+    starved = 0
 
     def open_microphone(self, hear: object) -> None: ...
 
@@ -182,10 +183,13 @@ def test_a_file_gets_a_line_for_each_thing_said() -> None:
 
 
 def test_the_summary() -> None:
-    call = call_of(in_writing=True)
-    assert summary(call.script) == ""
+    device = Device()
+    call = Call(device)
+    assert summary(call) == ""
     call.script.measured(TURN)
-    assert summary(call.script) == "answers after 996 ms, median; 996 ms, longest"
+    assert summary(call) == "answers after 996 ms, median; 996 ms, longest"
+    device.starved = 3
+    assert summary(call).splitlines()[1].startswith("the loudspeaker ran dry 3x")
 
 
 def test_the_devices() -> None:

@@ -199,6 +199,7 @@ async def test_a_cough_while_a_tool_runs_changes_nothing() -> None:
     agent = Desk()
     async with talking(agent=agent, userdata={}) as talk:
         calls(await talk.asks("A tour for three."), "book", people=3)
+        resumed = listen(talk, "agent_false_interruption")
         await until(lambda: talk.room.queue)
         await talk.hears(3 * SAMPLES_PER_CHAR)
         await talk.starts()
@@ -212,6 +213,28 @@ async def test_a_cough_while_a_tool_runs_changes_nothing() -> None:
         (report,) = talk.reports
         assert report.reply.split()[-3:] == ["It", "is", "booked."]
         assert not report.interrupted
+        assert [event.resumed for event in resumed] == [True]
+
+
+@pytest.mark.parametrize("heard", [0, 3])
+async def test_a_restart_of_inference_while_a_tool_runs_does_not_call_it_again(heard: int) -> None:
+    agent = Desk()
+    async with talking(agent=agent, userdata={}) as talk:
+        calls(await talk.asks("A tour for three."), "book", people=3)
+        await until(lambda: talk.room.queue)
+        if heard:
+            await talk.hears(heard * SAMPLES_PER_CHAR)
+        talk.inference.go_away()
+        await until(lambda: talk.outages)
+        talk.inference.come_back()
+        agent.may_go_on.set()
+        second = await step(talk, 2)
+        assert "Booked." in asked(second)[-1][1]
+        second.write("It is booked.")
+        second.finish()
+        await listens(talk)
+        assert agent.booked == [3]
+        assert talk.inference.phrases[-1].text == "It is booked."
 
 
 async def test_a_tool_may_end_the_answer() -> None:

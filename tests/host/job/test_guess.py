@@ -9,6 +9,7 @@ from host.job.agent import VoiceAgent
 from host.job.chat_context import ChatContext, ChatMessage
 from host.job.reply import AnsweredTurn, Reply
 from host.job.tools import function_tool
+from inference.client import RequestFailedError
 from tests.host.job.fakes import FakeGeneration, until
 from tests.host.job.test_agent import asked, listen
 from tests.host.job.test_agent_tools import calls
@@ -175,3 +176,27 @@ async def test_nothing_is_guessed_where_the_agent_is_to_be_asked_first_or_someth
         talk.session.say("One moment.")
         assert talk.dialogue.guess(1, "Hello?") is None
         assert talk.inference.generations == []
+
+
+async def test_a_guess_that_failed_is_no_answer() -> None:
+    async with talking() as talk:
+        speaker, generation = await guessing(talk, "What is the date?")
+        generation.fail(RequestFailedError("overloaded", "too busy for guesses"))
+        await asyncio.wait([speaker.task])
+        assert isinstance(speaker.task.exception(), RequestFailedError)
+        reply = talk.dialogue.answer(turn("What is the date?"), speaker.reply)
+        assert reply is not speaker.reply
+        other = Speaker(reply)
+        await until(lambda: len(talk.inference.generations) == 2)
+        await other.stop()
+
+
+async def test_after_an_interruption_an_answer_may_be_begun_ahead() -> None:
+    async with talking() as talk:
+        first = await talk.asks("Tell me a story.")
+        first.write("Once upon a time there was. And then")
+        await talk.hears(9_000)
+        await talk.starts()
+        await until(lambda: first.cancelled)
+        assert talk.dialogue.guess(7, "Stop.") is not None
+        talk.dialogue.drop_preparation()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from host import testing
+from host.testing.expect import EventAssert
+from host.testing.rehearsal import session
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 170.0
@@ -68,3 +73,38 @@ def test_the_plugin(tmp_path: Path) -> None:
     assert "1 passed" in run(tmp_path, "test_either.py")
     with pytest.raises(AssertionError, match="invalid choice: 'cloud'"):
         run(tmp_path, "test_either.py", "--roomful-engines", "cloud")
+
+
+def text() -> str:
+    return (ROOT / "docs/testing.md").read_text()
+
+
+def rows(title: str) -> dict[str, str]:
+    """A table of the document: its first column, and the rest."""
+    (block,) = re.findall(rf"^\| {title} \|.*\n\|[-|]+\|\n((?:\|.*\|\n)+)", text(), re.MULTILINE)
+    found = {}
+    for line in block.splitlines():
+        name, rest = line.strip("| ").split(" | ", 1)
+        found[name.strip("`")] = rest
+    return found
+
+
+def test_the_arguments_of_a_session_are_all_told() -> None:
+    assert list(rows("argument")) == list(inspect.signature(session).parameters)[1:]
+
+
+def test_the_criteria_of_assertions_are_all_told() -> None:
+    for name, told in rows("assertion").items():
+        criteria = set(inspect.signature(getattr(EventAssert, name)).parameters) - {"self"}
+        assert set(re.findall(r"`(\w+)`", told)) == criteria, name
+
+
+def test_what_is_named_exists() -> None:
+    for name in set(re.findall(r"host\.testing\.(\w+)", text())):
+        assert name == "plugin" or hasattr(testing, name), name
+    for name in testing.__all__:
+        assert getattr(testing, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = testing.nothing
+    for link in re.findall(r"\]\(([^)#]+)", text()):
+        assert (ROOT / "docs" / link).exists(), link

@@ -6,15 +6,17 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
-from inference.engines.base import EngineOptions, GenerationFailed, Message, Sampling, TokensOut
+from inference.engines import turn_end_examples
+from inference.engines.base import EngineError, EngineOptions, GenerationFailed, Message, Sampling, TokensOut
 from inference.engines.llm import LlamaLanguageModel
 from inference.engines.turn_end_examples import EXAMPLES, cut_points
 from inference.engines.turn_ends import TurnEnds, calibrate, end_of_words, log_odds_of_ending, separation
+from inference.engines.vocabulary import Vocabulary
 
 SYSTEM = Message("system", "You are a friendly voice assistant. Answer in one short sentence.")
 PREFILL = Sampling(max_tokens=0)
@@ -211,6 +213,17 @@ def test_the_prefill_says_it_without_decoding_anything_more(llm: Watched) -> Non
 
 
 @pytest.mark.models
+def test_what_was_decoded_before_anybody_asked_is_looked_at_again_from_the_last_word(llm: Watched) -> None:
+    chat = [SYSTEM, Message("user", "How long does the delivery take?")]
+    llm.run(chat, PREFILL, ask=False)
+    llm.count()
+    (out,) = llm.run(chat, PREFILL)
+    # The word's last token, the question mark, and what the template writes behind a message.
+    assert llm.count() == out.prompt_tokens - out.cached_tokens < 10
+    assert out.end_of_turn == pytest.approx(llm.probability("How long does the delivery take?", slot=1), abs=0.02)
+
+
+@pytest.mark.models
 def test_a_caller_who_goes_on_is_asked_about_again_and_only_the_new_words_are_decoded(llm: Watched) -> None:
     cut = llm.probability("I want to cancel my")
     llm.count()
@@ -262,6 +275,22 @@ def test_a_long_message_whose_end_lies_in_another_step(llm: Watched) -> None:
     """More than one chunk of the prompt: the last word in the second, and the template's own tokens perhaps behind."""
     text = "I told him " + "again and again " * 40 + "that the shop was closed on"
     assert llm.probability(text) < 0.5 < llm.probability(f"{text} Sunday")
+
+
+@pytest.mark.models
+def test_a_template_that_refuses_the_examples_does_not_keep_the_model_from_loading(
+    language_model_file: Path, options: EngineOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Vocabulary) -> NoReturn:
+        raise EngineError("no")
+
+    monkeypatch.setattr(turn_end_examples, "_tokenized", refuse)
+    engine = LlamaLanguageModel()
+    engine.load(language_model_file, options)
+    watched = Watched(engine, monkeypatch)
+    assert watched.probability("I am here") == -1.0
+    engine.close()
+    assert "cannot tell whether a caller has finished" in caplog.text
 
 
 @pytest.mark.models
