@@ -88,7 +88,7 @@ class Conversation:
         self._display = Display(room, dialogue.transcribed)
         self._tasks: asyncio.TaskGroup | None = None
         self._transcriptions = Transcriptions(
-            inference, settings, self._transcribed, self._partly_transcribed, dialogue.filter_transcript
+            inference, settings, self._feed, self._partly_transcribed, dialogue.filter_transcript
         )
         self._reply: Reply | None = None
         self._interrupted: Reply | None = None
@@ -265,9 +265,6 @@ class Conversation:
 
     def _on_clock(self, position: int) -> None:
         self._feed(t.Tick(min(position, self._inference.heard + _DETECTION_LAG)))
-
-    def _transcribed(self, event: t.TranscriptArrived | t.TranscriptFailed) -> None:
-        self._feed(event)
 
     def _partly_transcribed(self, text: str) -> None:
         # The turn has no number yet; this is the one that it will have.
@@ -461,6 +458,11 @@ class Conversation:
                     reply, reply.utterance, guess, self._player, self._settings, self._dialogue, self._now
                 )
             except RequestFailedError as exc:
+                if guess is not None and guess is self._guess:
+                    # The answer is asked for when the turn is over.
+                    logger.debug("no answer on speculation: %s", exc)
+                    self._drop_guess()
+                    return
                 failed = True
                 self._failed("llm", "the answer failed: %s", exc)
             if guess is not None:

@@ -25,8 +25,11 @@ CLOSE_PART = 20 * SAMPLE_RATE
 """A part that has reached this length at a pause is kept when the caller goes on, and a new one begins."""
 MAX_TRIES = 2
 """How often a part is transcribed before it counts as nothing said."""
-EVIDENCE_WAIT = 250 * SAMPLES_PER_MS
-"""How long the model's word on a transcript is waited for, after the transcript has come."""
+EVIDENCE_WAIT = 600 * SAMPLES_PER_MS
+"""How long the model's word on a transcript is waited for, after the transcript has come.
+
+It comes as soon as the model has read it, which the answer needs, too: little is lost by waiting.
+"""
 AHEAD = 600 * SAMPLES_PER_MS
 """An answer is begun this long before the turn is expected to be committed: about what one takes to its first sound."""
 EARLIEST_AHEAD = 200 * SAMPLES_PER_MS
