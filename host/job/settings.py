@@ -46,7 +46,7 @@ class SessionSettings:
     vad_endpointing_delay_ms: int = 500
     preemptive: bool = True
     allow_interruptions: bool = True
-    min_interruption_ms: int = 500
+    min_interruption_ms: int = 600
     min_interruption_words: int = 0
     backchannels: bool = True
     false_interruption_timeout_ms: int = 1_000

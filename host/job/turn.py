@@ -211,9 +211,9 @@ class TurnTaking(UserTurn):
         turn.last_voiced = fell_silent_at(event)
         if not self._may_interrupt and not self.is_manual:
             return self._overhear(None)
-        part = turn.parts[-1]
-        part.start = max(part.start, turn.last_voiced - MAX_PART)
-        self.ask(part, max(self.position, turn.last_voiced), speculative=self.is_manual)
+        part, end = turn.parts[-1], max(self.position, turn.last_voiced)
+        part.start = max(part.start, end - MAX_PART)
+        self.ask(part, end, speculative=self.is_manual)
         return State.OVERLAP_PAUSED
 
     def _go_on_overlap(self, event: SpeechStarted | SpeechResumed) -> State:

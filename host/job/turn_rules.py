@@ -26,7 +26,7 @@ class Rules:
     max_delay: int = 2_500 * SAMPLES_PER_MS
     vad_delay: int = 500 * SAMPLES_PER_MS
     allow_interruptions: bool = True
-    min_interruption: int = 500 * SAMPLES_PER_MS
+    min_interruption: int = 600 * SAMPLES_PER_MS
     min_interruption_words: int = 0
     false_interruption: int = 1_000 * SAMPLES_PER_MS
     backchannels: bool = True

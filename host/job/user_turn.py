@@ -232,7 +232,7 @@ class UserTurn:
         if not text or (turn.interrupted and not self.interrupts(text)):
             return self._no_words(turn, silence)
         delay, wait = self._delay(turn, text)
-        if silence >= max(delay, wait):
+        if silence >= max(delay, wait) or turn.ordered is not None:
             return self._commit(turn, text, delay)
         may_begin = self.rules.preemptive and turn.prepared and not (turn.ahead or wait)
         if may_begin and silence >= max(delay - AHEAD, EARLIEST_AHEAD):

@@ -15,6 +15,7 @@ from host.job.turn_events import (
     ClearAsked,
     CommitAsked,
     CommitTurn,
+    DetectionRestarted,
     DropPreparation,
     DropTranscript,
     DropTurn,
@@ -32,12 +33,12 @@ from host.job.turn_events import (
     TranscriptFailed,
 )
 from host.job.turn_rules import Rules
-from host.job.user_turn import EVIDENCE_WAIT, PADDING
+from host.job.user_turn import EVIDENCE_WAIT, MAX_PART, PADDING
 from tests.host.job.test_turn import MS, Conversation
 
 RULES = Rules()
 MANUAL = Rules(detection="manual")
-LONG = 500
+LONG = 600
 """Of the default rules: speech over the agent of this length interrupts, in ms."""
 
 
@@ -303,12 +304,12 @@ def test_a_transcription_that_fails_lets_the_agent_go_on() -> None:
 def test_where_words_are_needed_length_alone_does_not_interrupt() -> None:
     talk = speaking(replace(RULES, min_interruption_words=3))
     talk.started(3000)
-    (probe,) = talk.until(3500)
-    assert probe == Transcribe(1, 3000 * MS - PADDING, 3500 * MS, speculative=False)
-    assert talk.until(3900) == []
+    (probe,) = talk.until(3600)
+    assert probe == Transcribe(1, 3000 * MS - PADDING, 3600 * MS, speculative=False)
+    assert talk.until(3980) == []
     assert talk.feed(TranscriptArrived(1, "Excuse me")) == []
     assert talk.state is State.OVERLAP
-    (again,) = talk.until(3500 + PROBE_EVERY // MS)
+    (again,) = talk.until(3600 + PROBE_EVERY // MS)
     assert isinstance(again, Transcribe)
     assert talk.feed(TranscriptArrived(2, "Excuse me, may I")) == [Interrupt()]
 
@@ -316,8 +317,17 @@ def test_where_words_are_needed_length_alone_does_not_interrupt() -> None:
 def test_a_probe_is_dropped_when_it_is_of_no_use_any_more() -> None:
     talk = speaking(replace(RULES, min_interruption_words=3))
     talk.started(3000)
-    talk.until(3500)
+    talk.until(3600)
     assert talk.feed(AnswerFinished()) == [DropTranscript(1)]
+
+
+def test_of_long_speech_over_the_agent_no_more_is_asked_for_than_one_transcription_may_be() -> None:
+    talk = speaking(replace(RULES, min_interruption_words=3))
+    talk.started(3000)
+    asked = [action for action in talk.until(60_000) if isinstance(action, Transcribe)]
+    assert len(asked) == 1, "one probe at a time"
+    talk.paused(60_000)
+    assert talk.asked()[-1].end - talk.asked()[-1].start == MAX_PART
 
 
 def test_who_speaks_with_the_first_sound_of_an_answer_goes_on_and_is_let() -> None:
@@ -460,6 +470,16 @@ def test_a_turn_that_is_committed_while_the_caller_speaks_ends_there() -> None:
     assert talk.paused(2700) == []
     assert talk.started(3000) == [], "nor does it take the turn back"
     assert talk.state is State.THINKING
+
+
+def test_a_turn_that_was_committed_is_over_also_where_detection_begins_again() -> None:
+    talk = Conversation(MANUAL)
+    talk.started(1000)
+    talk.until(2000)
+    talk.feed(CommitAsked())
+    talk.feed(DetectionRestarted(1500 * MS, 0))
+    _, commit = talk.transcript("Hello.")
+    assert isinstance(commit, CommitTurn)
 
 
 def test_with_manual_turns_voice_does_not_interrupt_and_is_kept_for_the_next_turn() -> None:
