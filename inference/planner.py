@@ -42,10 +42,11 @@ GUESS_S = 0.4
 """Seconds after a pause in which a turn usually ends: then its transcription is no guess any more."""
 USAGE_S = 10.0
 """Time constant of forgetting device time, in seconds: about one turn of conversation."""
-GREEDY = 1.25
-"""How many times the others' mean of device time a room may have had: answers differ in length."""
-MODEST_S = 1.0
-"""Device seconds that a room may have had in any case: about one turn on a small CPU."""
+GREEDY = 2.0
+"""How many times the others' mean of device time a room may have had: answers differ in length, and a room that is
+put last for a long one falls silent in the middle of it."""
+MODEST_S = 2.0
+"""Device seconds that a room may have had in any case: about two turns on a small CPU."""
 COURTESY_S = 0.01
 """From words for a job to what it asks for next, in seconds: two wake-ups and a message, on a machine at work."""
 
