@@ -235,6 +235,7 @@ class Planner:
                 break
             if task.stage is first.stage and self._joins(batch, task, greedy, now):
                 batch.append(task)
+        del batch[self._worthwhile(first.stage, len(batch)) :]
         return Quantum(
             first.stage,
             tuple(task.request for task in batch),
@@ -242,6 +243,11 @@ class Planner:
             self.costs.predict(first.stage, len(batch)),
             Why.GREEDY if first.room in greedy else Why.SPARE_TIME if first.is_guess(now) else Why.DEADLINE,
         )
+
+    def _worthwhile(self, stage: Stage, size: int) -> int:
+        """The most of ``size`` that take no longer together than one after the other."""
+        alone_s = self.costs.predict(stage, 1)
+        return next((n for n in range(size, 1, -1) if self.costs.predict(stage, n) <= n * alone_s), 1)
 
     def _joins(self, batch: Sequence[Task], task: Task, greedy: frozenset[int], now: float) -> bool:
         """Peers do; so does who rides for free, but neither a guess nor a greedy room, which would pay for it."""
