@@ -1,5 +1,5 @@
-"""The command line: ``host serve``, ``talk``, ``simulate``, ``loadtest``, ``calibrate``, ``plan``, ``status``, and
-``models``.
+"""The command line: ``host serve``, ``console``, ``talk``, ``simulate``, ``loadtest``, ``calibrate``, ``plan``,
+``status``, and ``models``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import typer
 
 from host.config import Config, worker_options
 from host.config import models_dir as folder_of
+from host.console.command import console
 from host.errors import ConfigError, ModelsError
 from host.flags import (
     ConfigOption,
@@ -44,6 +45,7 @@ models_app = typer.Typer(no_args_is_help=True, help="The model weights: what the
 app.add_typer(models_app, name="models")
 
 app.command()(serve)
+app.command()(console)
 app.command()(simulate)
 app.command()(loadtest)
 app.command()(calibrate)

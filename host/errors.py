@@ -8,7 +8,7 @@
     ├── ConnectionFailedError 6   no LiveKit server at the URL, or it stayed away; `host status`: no host at the URL
     ├── AuthenticationError   7   the server refused the API key or secret
     ├── PortInUseError        8   the HTTP port is taken
-    └── ConversationError     9   `host talk`: no answer; `host simulate`: the job failed; `host loadtest`: cross-talk
+    └── ConversationError     9   `host talk`: no answer; `simulate`, `console`: the job failed; `loadtest`: cross-talk
 
 130 and 143 are interrupted by SIGINT and SIGTERM, as in a shell.
 """

@@ -21,10 +21,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
+from inference.asked import (
+    Asked,
+    Generation,
+    InferenceError,
+    InferenceUnavailableError,
+    Listening,
+    Phrase,
+    RequestFailedError,
+    RoomRefusedError,
+)
 from inference.segments import Segment
 from inference.wire import messages as m
 from inference.wire.connection import ROOM, Received, Role
@@ -32,48 +41,20 @@ from inference.wire.errors import WireError
 from inference.wire.stream import MessageStream
 from inference.wire.tlv import Message
 
+__all__ = [
+    "Generation",
+    "InferenceClient",
+    "InferenceError",
+    "InferenceRoom",
+    "InferenceUnavailableError",
+    "Listening",
+    "Phrase",
+    "RequestFailedError",
+    "RoomRefusedError",
+    "VoiceEvent",
+]
+
 VoiceEvent = m.SpeechStarted | m.SpeechPaused | m.SpeechResumed | m.SpeechEnded | m.AudioLost
-
-
-class InferenceError(Exception):
-    """Base of what the inference process may answer instead of a result."""
-
-
-class InferenceUnavailableError(InferenceError):
-    """The inference process is not there, or went away; every open request fails with this at once."""
-
-
-class RoomRefusedError(InferenceError):
-    """No slot for another room."""
-
-
-class RequestFailedError(InferenceError):
-    """One request failed. ``code`` as in ``RequestFailed``."""
-
-    def __init__(self, code: m.FailureCode, reason: str) -> None:
-        super().__init__(f"{reason} ({code})")
-        self.code = code
-
-
-class _Replies:
-    """What came for one request and was not asked for yet. One at a time waits for the ``next``."""
-
-    __slots__ = ("_came", "_waiter")
-
-    def __init__(self) -> None:
-        self._came: deque[Message | InferenceError] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, reply: Message | InferenceError) -> None:
-        self._came.append(reply)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self) -> Message | InferenceError:
-        while not self._came:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._came.popleft()
 
 
 class InferenceClient:
@@ -83,7 +64,7 @@ class InferenceClient:
         self.welcome = welcome
         self._stream = stream
         self._numbers = itertools.count(1)
-        self._replies: dict[int, _Replies] = {}
+        self._asked: dict[int, Asked] = {}
         self._events: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self._room_answer: asyncio.Queue[Message | InferenceError] = asyncio.Queue()
         self._room: InferenceRoom | None = None
@@ -167,13 +148,18 @@ class InferenceClient:
     async def stats(self) -> m.Stats:
         """How busy the inference process is. Raises ``InferenceError``."""
         number = self._next()
-        replies = self._ask(m.GetStats(number))
+        asked = self._ask(m.GetStats(number))
         try:
-            reply = await self._reply(replies)
+            reply = await asked.next()
         finally:
-            self._replies.pop(number, None)
+            asked.close()
         assert isinstance(reply, m.Stats)
         return reply
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests have not ended yet."""
+        return len(self._asked)
 
     @property
     def is_gone(self) -> bool:
@@ -205,10 +191,6 @@ class InferenceClient:
                 raise event
             yield event
 
-    def _cancel(self, number: int) -> None:
-        if self._gone is None:
-            self._send(m.Cancel(number))
-
     def _next(self) -> int:
         return next(self._numbers)
 
@@ -217,23 +199,18 @@ class InferenceClient:
             raise self._gone
         self._stream.send(message, descriptors)
 
-    def _ask(self, message: m.Transcribe | m.Generate | m.Speak | m.GetStats) -> _Replies:
-        replies = _Replies()
+    def _ask(self, message: m.Transcribe | m.Generate | m.Speak | m.GetStats) -> Asked:
+        asked = Asked(message.request, self._say, self._forget)
         self._send(message)
-        self._replies[message.request] = replies
-        return replies
+        self._asked[message.request] = asked
+        return asked
 
-    @staticmethod
-    async def _reply(replies: _Replies) -> Message:
-        reply = await replies.next()
-        if isinstance(reply, InferenceError | m.RequestFailed):
-            # Nothing comes after it: whoever asks again hears the same instead of waiting for ever.
-            replies.put(reply)
-        if isinstance(reply, InferenceError):
-            raise reply
-        if isinstance(reply, m.RequestFailed):
-            raise RequestFailedError(reply.code, reply.reason)
-        return reply
+    def _say(self, message: Message) -> None:
+        if self._gone is None:
+            self._send(message)
+
+    def _forget(self, number: int) -> None:
+        self._asked.pop(number, None)
 
     async def _read(self) -> None:
         reason: InferenceError = InferenceUnavailableError("the inference process went away")
@@ -251,8 +228,8 @@ class InferenceClient:
         message = received.message
         number: int | None = getattr(message, "request", None)
         if number is not None:
-            if (replies := self._replies.get(number)) is not None:
-                replies.put(message)
+            if (asked := self._asked.get(number)) is not None:
+                asked.put(message)
             return
         match message:
             case m.SpeechStarted() | m.SpeechPaused() | m.SpeechResumed() | m.SpeechEnded() | m.AudioLost() as event:
@@ -266,8 +243,8 @@ class InferenceClient:
         if self._gone is not None:
             return
         self._gone = reason
-        for replies in self._replies.values():
-            replies.put(reason)
+        for asked in self._asked.values():
+            asked.put(reason)
         self._events.put_nowait(reason)
         self._room_answer.put_nowait(reason)
         if self._room is not None:
@@ -319,6 +296,11 @@ class InferenceRoom:
             raise self._client._gone
 
     @property
+    def open_requests(self) -> int:
+        """How many of its requests have not ended yet."""
+        return self._client.open_requests
+
+    @property
     def speech_rate(self) -> int:
         """Sample rate of the agent's speech, in Hz."""
         return self._client.welcome.speech_rate
@@ -364,18 +346,15 @@ class InferenceRoom:
 
         ``speculative``: the caller may go on; ``partial``: the caller is still speaking.
         """
-        client = self._client
-        number = client._next()
-        replies = client._ask(m.Transcribe(number, start, end, language, speculative, partial))
-        try:
-            reply = await client._reply(replies)
-        except asyncio.CancelledError:
-            client._cancel(number)
-            raise
-        finally:
-            client._replies.pop(number, None)
-        assert isinstance(reply, m.Transcript)
-        return reply
+        return await self.listen_to(start, end, language=language, speculative=speculative, partial=partial).wait()
+
+    def listen_to(
+        self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
+    ) -> Listening:
+        """As ``transcribe``; the request is on its way when this returns, and can be promoted."""
+        number = self._client._next()
+        ask = m.Transcribe(number, start, end, language, speculative, partial)
+        return Listening(self._client._ask(ask))
 
     def generate(
         self,
@@ -390,6 +369,7 @@ class InferenceRoom:
         speculative: bool = False,
         grammar: str = "",
         json_schema: str = "",
+        end_of_turn: bool = False,
     ) -> Generation:
         """Answer the conversation. The request is on its way when this returns; iterate for the text.
 
@@ -408,13 +388,20 @@ class InferenceRoom:
             speculative,
             grammar,
             json_schema,
+            end_of_turn,
         )
-        return Generation(self._client, number, self._client._ask(ask))
+        return Generation(self._client._ask(ask))
 
-    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> Phrase:
-        """Speak one phrase, after those asked for before it. The request is on its way when this returns."""
+    def speak(
+        self, text: str, *, speed: float = 1.0, volume: float = 1.0, speculative: bool = False, speaker: int = -1
+    ) -> Phrase:
+        """Speak one phrase, after those asked for before it. The request is on its way when this returns.
+
+        The settings are those of ``Speak``.
+        """
         number = self._client._next()
-        return Phrase(self._client, number, text, self._client._ask(m.Speak(number, text, speed, volume)))
+        ask = m.Speak(number, text, speed, volume, speculative, speaker)
+        return Phrase(self._client._ask(ask), text)
 
     # --- speech down ------------------------------------------------------------------------------
 
@@ -451,79 +438,3 @@ class InferenceRoom:
                     loop.remove_reader(self._segment.doorbell)
             if self._segment.doorbell >= 0:
                 self._segment.answer_doorbell()
-
-
-class Generation:
-    """A reply being written. Iterate once for pieces of text; ``done`` holds the counts afterwards."""
-
-    def __init__(self, client: InferenceClient, number: int, replies: _Replies) -> None:
-        self.done: m.GenerateDone | None = None
-        self._client = client
-        self._number = number
-        self._replies = replies
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        try:
-            while self.done is None:
-                match await self._client._reply(self._replies):
-                    case m.TextDelta(text=text):
-                        yield text
-                    case m.GenerateDone() as done:
-                        self.done = done
-        finally:
-            self.cancel()
-            self._client._replies.pop(self._number, None)
-
-    def cancel(self) -> None:
-        """Stop writing; the iteration then raises ``RequestFailedError("cancelled")``. Harmless when it is done."""
-        if self.done is None:
-            self._client._cancel(self._number)
-
-
-class Phrase:
-    """A phrase being spoken. ``start`` and ``end`` are on the down clock, None until they are known.
-
-    Keep calling ``wait`` (once): it follows the phrase to its end and fills both in.
-    """
-
-    def __init__(self, client: InferenceClient, number: int, text: str, replies: _Replies) -> None:
-        self.text = text
-        self.start: int | None = None
-        self.end: int | None = None
-        self._client = client
-        self._number = number
-        self._replies = replies
-        self._ended = False
-
-    async def wait_started(self) -> int:
-        """Position of the phrase's first sample. Raises ``InferenceError``. Call before ``wait``, or not at all."""
-        while self.start is None:
-            self._take(await self._client._reply(self._replies))
-        return self.start
-
-    async def wait(self) -> None:
-        """Return when the phrase lies in the ring whole. Raises ``RequestFailedError`` (also "cancelled").
-
-        Cancelling the await cancels the phrase.
-        """
-        try:
-            while self.end is None:
-                self._take(await self._client._reply(self._replies))
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        finally:
-            self._ended = True
-            self._client._replies.pop(self._number, None)
-
-    def cancel(self) -> None:
-        """Stop synthesis. ``wait`` still returns or raises; after it nothing more of the phrase is written."""
-        if not self._ended:
-            self._client._cancel(self._number)
-
-    def _take(self, reply: Message) -> None:
-        match reply:
-            case m.SpeakStarted(start=start):
-                self.start = start
-            case m.SpeakDone(start=start, end=end):
-                self.start, self.end = start, end

@@ -3,9 +3,9 @@
 A *task* is a request that could take part in a quantum now; its *deadline* is when somebody would notice that it
 has not begun. A task that goes on is a new task after each of its quanta.
 
-===============================================  ============================================
+===============================================  =====================================
 task                                             deadline
-===============================================  ============================================
+===============================================  =====================================
 first speech for a room that is silent           asked + 20 ms
 text, or more speech, for a silent room          asked, or its last quantum, + 50 ms
 transcription: the audio, then its words         asked, or its last quantum, + 100 ms
@@ -13,15 +13,17 @@ text for a room with a phrase that is not made   200 ms from now: first the phra
 speech for a room with speech buffered           when 0.3 s are left
 text for a room with speech buffered             when 0.8 s are left
 a guess at what will be asked for                when it will be; never, if nobody ever waits
-===============================================  ============================================
+===============================================  =====================================
 
 Of each room one request of an engine counts at a time, the oldest that somebody waits for; the rest waits behind it.
 
-Earliest deadline first, but speech for a room that is about to run dry goes before everything; then, in the same
-way, what *greedy* rooms want: those that have had more device time than ``GREEDY`` times the mean of all others, as
-far as it is not forgotten. They get what the others leave.
+Earliest deadline first, but what a room needs that is about to fall silent in mid-answer goes before everything, also
+of a greedy one: it is no more than its listener hears in the same time. Then, in the same way, what *greedy* rooms want: those that have had more device time than ``GREEDY`` times the mean of all others, as
+far as it is not forgotten. They get what the others leave; and what these leave goes to an answer that nobody has asked
+for yet: its words and its speech.
 
-The first task brings its peers of the same stage along as one batch, and whoever else rides nearly for free.
+The first task brings its peers of the same stage along as one batch, as many as take no longer together than one after
+the other, and whoever else rides nearly for free.
 
 The device never idles while there is a task, but for a moment: when a room was just given words its job is about to
 ask for the next stage of the turn, and for ``COURTESY_S`` nothing begins that is of a greedy room, or that nobody
@@ -42,11 +44,10 @@ GUESS_S = 0.4
 """Seconds after a pause in which a turn usually ends: then its transcription is no guess any more."""
 USAGE_S = 10.0
 """Time constant of forgetting device time, in seconds: about one turn of conversation."""
-GREEDY = 2.0
-"""How many times the others' mean of device time a room may have had: answers differ in length, and a room that is
-put last for a long one falls silent in the middle of it."""
-MODEST_S = 2.0
-"""Device seconds that a room may have had in any case: about two turns on a small CPU."""
+GREEDY = 1.25
+"""How many times the others' mean of device time a room may have had: answers differ in length."""
+MODEST_S = 1.0
+"""Device seconds that a room may have had in any case: about one turn on a small CPU."""
 COURTESY_S = 0.01
 """From words for a job to what it asks for next, in seconds: two wake-ups and a message, on a machine at work."""
 
@@ -56,8 +57,10 @@ _TURN_S = 0.1
 _AFTER_SPEECH_S = 0.2
 _ENOUGH_SPEECH_S = 0.3
 _ENOUGH_TEXT_S = 0.8
-_NEARLY_DRY_S = 0.1
-"""Of speech buffered: with less, a room falls silent in mid-answer if another's first speech goes before."""
+_NEARLY_DRY_S = 0.2
+"""Of speech buffered: with less, a room falls silent in mid-answer if another's work goes before."""
+_TEXT_NEARLY_DRY_S = 0.4
+"""The same where the text of its next phrase is still to be written, and spoken after that."""
 _FREE_RIDE = 0.25
 """Who is no peer joins a batch when that costs less than this share of what it costs alone."""
 
@@ -81,6 +84,7 @@ KIND_OF = {
 
 
 _GIVES_WORDS = (Stage.TRANSCRIBE, Stage.PREFILL, Stage.DECODE)
+_ANSWERS = (Stage.DECODE, Stage.FIRST_SPEECH, Stage.SPEECH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +113,18 @@ class Task:
         """Whether nobody waits for it yet."""
         return now < self.wanted
 
-    def runs_dry(self) -> bool:
-        """Whether its listener is about to wait in the middle of an answer."""
-        return KIND_OF[self.stage] is Kind.TTS and 0 < self.buffered_s < _NEARLY_DRY_S
+    def is_spare(self, now: float) -> bool:
+        """Whether it writes or speaks an answer that nobody waits for yet: more work than any other guess."""
+        return self.stage in _ANSWERS and self.is_guess(now)
+
+    def runs_dry(self, now: float) -> bool:
+        """Whether its listener is about to wait in the middle of an answer. Nobody listens to a guess."""
+        if self.is_guess(now) or not self.buffered_s > 0:
+            return False
+        kind = KIND_OF[self.stage]
+        if kind is Kind.TTS:
+            return self.buffered_s < _NEARLY_DRY_S
+        return kind is Kind.LLM and not self.speaks and self.buffered_s < _TEXT_NEARLY_DRY_S
 
     def _deadline(self, now: float) -> float:
         match self.stage:
@@ -185,10 +198,13 @@ class Planner:
         self._used: dict[int, _Used] = {}
         self._courteous_until = -math.inf
 
-    def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
-        """A quantum that served ``rooms`` has taken ``seconds``: they pay for it, and the table of costs learns."""
+    def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float, *, guess: bool = False) -> None:
+        """A quantum that served ``rooms`` has taken ``seconds``: they pay for it, and the table of costs learns.
+
+        ``guess``: nobody may ever wait for what it gave, or for what is asked for next because of it.
+        """
         self.costs.learn(stage, len(rooms), seconds)
-        if stage in _GIVES_WORDS and not self.greedy(now).issuperset(rooms):
+        if stage in _GIVES_WORDS and not guess and not self.greedy(now).issuperset(rooms):
             self._courteous_until = now + COURTESY_S
         for room in rooms:
             self._used[room] = _Used(self.usage(room, now) + seconds / len(rooms), now)
@@ -220,8 +236,9 @@ class Planner:
         first, *others = sorted(
             heads.values(),
             key=lambda task: (
-                task.room in greedy,
-                not task.runs_dry(),
+                task.is_spare(now),
+                task.room in greedy and not task.runs_dry(now),
+                not task.runs_dry(now),
                 task.deadline(now),
                 task.since,
                 task.request,
@@ -241,13 +258,19 @@ class Planner:
             tuple(task.request for task in batch),
             tuple(task.room for task in batch),
             self.costs.predict(first.stage, len(batch)),
-            Why.GREEDY if first.room in greedy else Why.SPARE_TIME if first.is_guess(now) else Why.DEADLINE,
+            self._why(first, greedy, now),
         )
 
     def _worthwhile(self, stage: Stage, size: int) -> int:
         """The most of ``size`` that take no longer together than one after the other."""
         alone_s = self.costs.predict(stage, 1)
         return next((n for n in range(size, 1, -1) if self.costs.predict(stage, n) <= n * alone_s), 1)
+
+    @staticmethod
+    def _why(first: Task, greedy: frozenset[int], now: float) -> Why:
+        if first.room in greedy and not first.is_spare(now):
+            return Why.GREEDY
+        return Why.SPARE_TIME if first.is_guess(now) else Why.DEADLINE
 
     def _joins(self, batch: Sequence[Task], task: Task, greedy: frozenset[int], now: float) -> bool:
         """Peers do; so does who rides for free, but neither a guess nor a greedy room, which would pay for it."""

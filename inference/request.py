@@ -36,6 +36,8 @@ class Request:
     room: Room
     ask: Ask
     asked: float
+    promoted: float = math.inf
+    """When the job said that somebody waits for it after all."""
     begun: bool = False
     due: float = 0.0
     since: float = 0.0
@@ -70,10 +72,10 @@ class Request:
     def wanted(self) -> float:
         """From when on somebody waits for it; infinite for what may never be wanted."""
         match self.ask:
-            case m.Transcribe(partial=True) | m.Generate(speculative=True):
-                return math.inf
+            case m.Transcribe(partial=True) | m.Generate(speculative=True) | m.Speak(speculative=True):
+                return self.promoted
             case m.Transcribe(speculative=True):
-                return self.asked + GUESS_S
+                return min(self.asked + GUESS_S, self.promoted)
         return self.asked
 
     @property

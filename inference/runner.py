@@ -125,6 +125,13 @@ class DeviceLane:
         if request is not None and request.fail("cancelled", "cancelled by the job"):
             self._commands.put(lambda: self._forget(request, "cancelled"))
 
+    def promote(self, room: Room, number: int) -> None:
+        """Somebody waits for the room's request ``number``, if it has not ended."""
+        request = self._open.get((room, number))
+        if request is not None:
+            now = time.monotonic()
+            self._commands.put(lambda: self._promote(request, now))
+
     def release(self, room: Room, then: Callable[[], None]) -> None:
         """Drop everything of a room that is gone, then call ``then`` (on the lane's thread)."""
         self._commands.put(lambda: self._release(room, then))
@@ -198,8 +205,9 @@ class DeviceLane:
             if request.kind is Kind.TTS and not request.ended:
                 # Only the oldest phrase of a room is made, so that phrases come in order.
                 speaking.setdefault(request.room, request)
+        speaks = {room for room, request in speaking.items() if request.wanted < math.inf}
         tasks = [
-            self._task(request, request.room in speaking)
+            self._task(request, request.room in speaks)
             for request in self._requests.values()
             if not request.ended
             and (request.kind is not Kind.TTS or (request is speaking[request.room] and not request.outbox))
@@ -250,7 +258,8 @@ class DeviceLane:
                 self._judge(request, late=False, now=began)
         with self._counting:
             self._tally.quantum_ends(len(served), ended)
-        self._planner.ran(quantum.stage, [request.room.slot for request in served], ended - began, ended)
+        guess = all(request.wanted == math.inf for request in served)
+        self._planner.ran(quantum.stage, [request.room.slot for request in served], ended - began, ended, guess=guess)
         if self._trace is not None:
             self._trace.slice(
                 DEVICE_LANE,
@@ -270,12 +279,28 @@ class DeviceLane:
         if isinstance(request.ask, m.Generate):
             for other in list(self._requests.values()):
                 # A room has one sequence: what was prefilled for it stays there.
-                if other.room is request.room and isinstance(other.ask, m.Generate) and other.ask.speculative:
+                if other.room is request.room and isinstance(other.ask, m.Generate) and other.wanted == math.inf:
                     self.failed(other, "cancelled", "overtaken by the room's next generation")
+        if isinstance(request.ask, m.Speak) and request.wanted < math.inf:
+            for other in list(self._requests.values()):
+                # It is heard after them, so whoever waits for it waits for them.
+                if other.room is request.room and isinstance(other.ask, m.Speak):
+                    self._promote(other, request.asked)
         self._requests[request.key] = request
         if self._trace is not None:
             guess = request.wanted > request.asked
             self._trace.request_asked(request.key, _title(request), request.asked, number=request.number, guess=guess)
+
+    def _promote(self, request: Request, now: float) -> None:
+        if request.ended or request.wanted <= now:
+            return
+        request.promoted = now
+        if not request.answered:
+            # What it took while nobody waited says nothing about how long somebody does.
+            request.due = max(request.due, now)
+        request.since = max(request.since, now)
+        if self._trace is not None:
+            self._trace.request_event(request.key, _title(request), "promoted", now)
 
     def _begin(self, request: Request, now: float) -> None:
         """Give a request to its engine; what is wrong with it is its own fault alone."""

@@ -204,6 +204,10 @@ class InferenceServer:
         """Drop a request of the room."""
         self._device.cancel(room, target)
 
+    def promote(self, room: Room, target: int) -> None:
+        """Somebody waits for a request of the room."""
+        self._device.promote(room, target)
+
     def stats(self, ask: m.GetStats) -> m.Stats:
         """How busy the process is: it was at most ``_LOAD_S`` ago."""
         now = time.monotonic()
@@ -257,6 +261,8 @@ class _Connection:
                 self._server.submit(self._open_room(), ask)
             case m.Cancel(target=target):
                 self._server.cancel(self._open_room(), target)
+            case m.Promote(target=target):
+                self._server.promote(self._open_room(), target)
             case other:
                 raise RemoteProtocolError(f"{type(other).__name__} is not handled")
 

@@ -169,7 +169,7 @@ class Generating:
             json_schema=ask.json_schema,
         )
         messages = [Message(message.role, message.content) for message in ask.messages]
-        self._engine.start(request.key, request.room.slot, messages, sampling)
+        self._engine.start(request.key, request.room.slot, messages, sampling, end_of_turn=ask.end_of_turn)
 
     def step(self, requests: Sequence[Request]) -> Sequence[Request]:
         """A chunk of prompts, or one token of each."""
@@ -194,6 +194,8 @@ class Generating:
 
     def _deliver(self, request: Request, out: TokensOut) -> None:
         request.advanced = True
+        if out.end_of_turn >= 0 and out.finish is None:
+            request.say(m.EndOfTurn(request.number, out.end_of_turn))
         if out.text:
             self._desk.answered(request)
             request.say(m.TextDelta(request.number, out.text))
@@ -201,7 +203,14 @@ class Generating:
             self._desk.answered(request)
             self._desk.done(
                 request,
-                m.GenerateDone(request.number, out.finish, out.prompt_tokens, out.cached_tokens, out.completion_tokens),
+                m.GenerateDone(
+                    request.number,
+                    out.finish,
+                    out.prompt_tokens,
+                    out.cached_tokens,
+                    out.completion_tokens,
+                    out.end_of_turn,
+                ),
             )
 
 
@@ -220,7 +229,7 @@ class Speaking:
         """Its text becomes phonemes."""
         ask = request.ask
         assert isinstance(ask, m.Speak)
-        self._engine.start(request.key, ask.text, ask.speed, ask.volume)
+        self._engine.start(request.key, ask.text, ask.speed, ask.volume, ask.speaker)
 
     def step(self, requests: Sequence[Request]) -> Sequence[Request]:
         """The next block of as many as fit into the engine's step."""

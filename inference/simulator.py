@@ -105,8 +105,8 @@ class Script:
 class Policy(Protocol):
     """What a planner is to a lane."""
 
-    def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float) -> None:
-        """A quantum for ``rooms`` has taken ``seconds``."""
+    def ran(self, stage: Stage, rooms: Sequence[int], seconds: float, now: float, *, guess: bool = False) -> None:
+        """A quantum for ``rooms`` has taken ``seconds``; ``guess``: for what nobody may ever want."""
 
     def decide(self, now: float, tasks: Sequence[Task]) -> Quantum | Hold | None:
         """The next quantum."""
@@ -291,7 +291,8 @@ class Simulation:
         self._running = frozenset()
         self.now = ends
         rooms = quantum.rooms[:served]
-        self._policy.ran(quantum.stage, rooms, took, ends)
+        wanted = (self._asked[key].wanted for key in quantum.requests[:served] if key in self._asked)
+        self._policy.ran(quantum.stage, rooms, took, ends, guess=all(when == math.inf for when in wanted))
         self._quanta[quantum.why] += 1
         self._stage_s[quantum.stage] += took
         for room in rooms:

@@ -30,9 +30,20 @@ PURE = (
     "host/options.py",
     "host/observer.py",
     "host/threads.py",
+    "host/console/keys.py",
+    "host/console/script.py",
     "host/job/turn.py",
+    "host/job/turn_events.py",
+    "host/job/turn_rules.py",
+    "host/job/user_turn.py",
+    "host/job/endpointing.py",
+    "host/job/backchannel.py",
     "host/job/chat.py",
+    "host/job/chat_context.py",
+    "host/job/docstring.py",
     "host/job/speech.py",
+    "host/job/tool_schema.py",
+    "host/job/tool_text.py",
     "host/job/line.py",
     "host/loadtest/binding.py",
     "host/loadtest/callers.py",
@@ -44,6 +55,7 @@ PURE = (
     "host/loadtest/search.py",
     "host/loadtest/timeline.py",
     "host/loadtest/words.py",
+    "host/testing/expect.py",
     "host/job/spoken.py",
     "host/job/abbreviations.py",
     "inference/activity.py",
@@ -64,9 +76,9 @@ PLANNED: tuple[str, ...] = ()
 """Named in the architecture and not written yet: pure from their first day."""
 
 PURE_LIBRARY = frozenset({
-    "__future__", "abc", "bisect", "collections", "copy", "dataclasses", "enum", "fractions", "functools", "graphlib",
-    "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string", "struct",
-    "textwrap", "types", "typing", "unicodedata",
+    "__future__", "abc", "bisect", "codecs", "collections", "copy", "dataclasses", "enum", "fractions", "functools",
+    "graphlib", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "reprlib", "statistics", "string",
+    "struct", "textwrap", "types", "typing", "unicodedata",
 })  # fmt: skip
 """Standard modules that neither look at the world nor wait for it."""
 
@@ -130,7 +142,10 @@ POWERS = (
     Power(
         "WebRTC",
         ("livekit.rtc",),
-        ("host/job/room_livekit.py", "host/job/resample.py", "host/loadtest/line_livekit.py"),
+        (
+            "host/job/room_livekit.py", "host/job/room_livekit_audio.py", "host/job/room_livekit_text.py",
+            "host/job/resample.py", "host/loadtest/line_livekit.py", "host/console/echo.py",
+        ),
     ),
     Power(
         "shared memory",
@@ -164,6 +179,8 @@ POWERS = (
         ("rich", "typer", "click"),
         (
             "host/cli.py",
+            "host/console/command.py",
+            "host/console/screen.py",
             "host/flags.py",
             "host/loadtest/command.py",
             "host/loadtest/screen.py",
@@ -176,6 +193,8 @@ POWERS = (
             "models/progress.py",
         ),
     ),
+    Power("the keyboard", ("termios", "tty"), ("host/console/terminal.py",)),
+    Power("sound", ("sounddevice",), ("host/console/portaudio.py",), lazy=True),
     Power("charts", ("matplotlib",), ("host/loadtest/page.py",), lazy=True),
     Power("the model hub", ("huggingface_hub",), ("models/sources.py",), lazy=True),
 )  # fmt: skip

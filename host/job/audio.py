@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from host.job.chat import PhraseHeard
 from host.job.room import Room
@@ -108,11 +109,13 @@ class SpokenPhrase:
 class Utterance:
     """One thing the agent says, phrase by phrase. Times are monotonic seconds, None until it happened.
 
+    ``held``: it may be spoken, and nothing of it may be heard yet.
     ``first_read``: its first sample came out of the ring. ``first_heard``: that sample was heard.
     ``base``: the room's count of heard samples before it; ``origin``: its first sample (down clock).
     """
 
     base: int
+    held: bool = False
     phrases: list[SpokenPhrase] = field(default_factory=list)
     origin: int = 0
     first_read: float | None = None
@@ -120,22 +123,39 @@ class Utterance:
     heard: int = 0
 
 
+@runtime_checkable
+class AnswerRecorder(Protocol):
+    """A room that records the agent's answers and wants to know where one ends."""
+
+    def end_answer(self) -> tuple[float, float]:
+        """Where the answer that is over lies in the recording, in seconds."""
+
+
 class Player:
     """Speaks utterances, one after the other, at the pace of the room.
 
     ``begin`` an utterance, ``speak`` its phrases as they come, then await ``finish``; or
-    ``interrupt`` it at any time.
+    ``interrupt`` it at any time. One that is held lies in the ring until it is ``release``d. ``filter_speech`` makes
+    of every block (int16, and its rate in Hz) what is played.
     """
 
-    def __init__(self, room: Room, inference: InferenceRoom, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        room: Room,
+        inference: InferenceRoom,
+        now: Callable[[], float] = time.monotonic,
+        filter_speech: Callable[[bytes, int], bytes] = lambda pcm, _: pcm,
+    ) -> None:
         self._room = room
         self._inference = inference
         self._now = now
+        self._filter_speech = filter_speech
         self._block = inference.speech_rate * BLOCK_MS // 1000
         self._current: Utterance | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._released = asyncio.Event()
         self._moved = asyncio.Event()
         self._playing = False
         self._interruptions = 0
@@ -152,25 +172,49 @@ class Player:
                     # Whoever holds the conversation has been told, too, and interrupts what was being said.
                     await self._inference.wait_attached()
                     continue
-                if self._open.is_set():
+                if self._current is not None and self._current.held:
+                    self._released.clear()
+                    await self._released.wait()
+                elif self._open.is_set():
                     await self._play_block()
 
-    async def begin(self) -> Utterance:
+    async def begin(self, *, held: bool = False) -> Utterance:
         """A new utterance, as soon as nothing of an interrupted one can come any more."""
         await self._open.wait()
         assert self._current is None, "the utterance before it has not ended"
-        self._current = Utterance(base=self._room.heard_samples())
+        self._current = Utterance(self._room.heard_samples(), held)
         return self._current
 
-    def speak(self, utterance: Utterance, text: SpeakablePhrase, *, speed: float, volume: float) -> None:
-        """Ask for the next phrase of ``utterance``."""
+    def release(self, utterance: Utterance) -> None:
+        """``utterance``, which was held, may be heard."""
+        assert utterance is self._current
+        utterance.held = False
+        for spoken in utterance.phrases:
+            if spoken.phrase is not None:
+                spoken.phrase.promote()
+        self._released.set()
+
+    def speak(
+        self,
+        utterance: Utterance,
+        text: SpeakablePhrase,
+        *,
+        speed: float,
+        volume: float,
+        speaker: int = -1,
+        pronounced: str = "",
+    ) -> None:
+        """Ask for the next phrase of ``utterance``. ``pronounced``: what the voice is given for it."""
         assert utterance is self._current
         assert self._tasks is not None
         if not text.spoken:
             utterance.phrases.append(silent := SpokenPhrase(text, None))
             silent.ended.set()
             return
-        spoken = SpokenPhrase(text, self._inference.speak(text.spoken, speed=speed, volume=volume))
+        phrase = self._inference.speak(
+            pronounced or text.spoken, speed=speed, volume=volume, speaker=speaker, speculative=utterance.held
+        )
+        spoken = SpokenPhrase(text, phrase)
         utterance.phrases.append(spoken)
         self._tasks.create_task(self._follow(spoken), name="phrase")
 
@@ -212,10 +256,12 @@ class Player:
         """
         assert utterance is self._current
         assert self._tasks is not None
-        self._room.clear()
+        if not utterance.held:
+            self._room.clear()
         self.note_heard(utterance)
         self._current = None
         self._open.clear()
+        self._released.set()
         self._interruptions += 1
         for spoken in utterance.phrases:
             if spoken.phrase is not None:
@@ -251,7 +297,7 @@ class Player:
             utterance.first_read, utterance.origin = self._now(), position
         interruptions = self._interruptions
         self._playing = True
-        await self._room.play(pcm)
+        await self._room.play(self._filter_speech(pcm, self._inference.speech_rate))
         self._playing = False
         self._moved.set()
         if interruptions != self._interruptions:

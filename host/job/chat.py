@@ -1,16 +1,15 @@
-"""The history of one conversation, as the language model is given it. Pure.
-
-An assistant's message holds what was *heard* of it, so the model never believes that the caller
-knows what was cut off.
-"""
+"""A conversation as the language model is given it, and what was heard of a reply. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from host.job.chat_context import AgentHandoff, ChatItem, ChatMessage
 from host.job.speech import SpeakablePhrase, speech_length
-from inference.wire.messages import ChatMessage
+from host.job.tool_text import FunctionCall, FunctionCallOutput, call_message, result_message
+from inference.wire import messages as wire
 
 BYTES_PER_TOKEN = 3.5
 """Of UTF-8 text, on the low side: about 4 in English, and CJK needs about a token a character (3 bytes)."""
@@ -58,81 +57,101 @@ def _samples_per_letter(phrases: Iterable[PhraseHeard], sample_rate: int) -> flo
     return sum(samples for samples, _ in known) / sum(letters for _, letters in known)
 
 
-class ChatHistory:
-    """Instructions and turns, oldest first.
+def render(items: Iterable[ChatItem], tools: str = "") -> tuple[wire.ChatMessage, ...]:
+    """``items`` as the model is given them; roles alternate. ``tools``: what follows the instructions about tools.
 
-    ``messages`` fits them into ``context_tokens`` less ``reply_tokens`` by leaving out the oldest
-    turns; the count is approximate, so a refusal ("too_long") is answered with ``drop_oldest_turn``.
+    A message of the system is the first; those further on read as the user's, since many models know no others.
+    What is only new at the end leaves everything before it as it is, to the letter: it need not be read again.
+    """
+    rest = list(items)
+    instructions = tools
+    if rest and isinstance(first := rest[0], ChatMessage) and first.role == "system":
+        instructions = "\n\n".join(text for text in (first.content, tools) if text)
+        del rest[0]
+    rendered = [wire.ChatMessage("system", instructions)] if instructions else []
+    for _, group in itertools.groupby(rest, _kind):
+        for message in _messages(list(group)):
+            if rendered and rendered[-1].role == message.role:
+                # A turn whose answer failed is followed by the caller's next one.
+                rendered[-1] = wire.ChatMessage(message.role, f"{rendered[-1].content} {message.content}")
+            else:
+                rendered.append(message)
+    return tuple(rendered)
+
+
+def _kind(item: ChatItem) -> object:
+    """Calls, and results, that follow each other belong to one step; a message stands for itself."""
+    return id(item) if isinstance(item, ChatMessage) else type(item)
+
+
+def _messages(group: list[ChatItem]) -> Iterator[wire.ChatMessage]:
+    match group[0]:
+        case ChatMessage(role=role, content=content):
+            if content:
+                yield wire.ChatMessage("user" if role == "system" else role, content)
+        case FunctionCall():
+            yield call_message([item for item in group if isinstance(item, FunctionCall)])
+        case FunctionCallOutput():
+            yield result_message([item for item in group if isinstance(item, FunctionCallOutput)])
+
+
+class PromptWindow:
+    """Which items of a conversation the model is asked with: the newest turns that fit.
+
+    They have ``context_tokens`` less ``reply_tokens``. The count is approximate, so a refusal ("too_long") is
+    answered with ``drop_oldest_turn``.
     """
 
-    def __init__(self, instructions: str, *, context_tokens: int, reply_tokens: int) -> None:
-        self._system = ChatMessage("system", instructions)
+    def __init__(self, *, context_tokens: int, reply_tokens: int) -> None:
         self._budget = context_tokens - reply_tokens
-        self._items: list[ChatMessage] = []
-        self._first = 0
+        self._first: ChatItem | None = None
 
     def __repr__(self) -> str:
-        return f"<ChatHistory {len(self._items)} messages, {self._first} left out, about {self.tokens()} tokens>"
+        return f"<PromptWindow {self._budget} tokens, from {self._first}>"
 
-    @property
-    def items(self) -> tuple[ChatMessage, ...]:
-        """All that was said in this conversation, also what no longer fits; without the instructions."""
-        return tuple(self._items)
-
-    def add_user(self, text: str) -> None:
-        """The caller said ``text``."""
-        self._items.append(ChatMessage("user", text))
-
-    def add_assistant(self, text: str) -> None:
-        """The caller heard ``text``. Nothing heard is nothing said; what follows directly is one message."""
-        if not text.strip():
-            return
-        if len(self._items) > self._first and self._items[-1].role == "assistant":
-            text = f"{self._items.pop().content} {text.lstrip()}"
-        self._items.append(ChatMessage("assistant", text))
-
-    def take_back_user(self) -> str:
-        """Remove the caller's last message, which goes on, and return it. Raises ``ValueError`` if there is none."""
-        if not self._items or self._items[-1].role != "user":
-            raise ValueError("the last message is not the caller's")
-        self._first = min(self._first, len(self._items) - 1)
-        return self._items.pop().content
-
-    def messages(self) -> tuple[ChatMessage, ...]:
-        """What the model is asked with: instructions and the newest turns that fit, roles alternating."""
-        if self.tokens() > self._budget:
-            while self.tokens() > self._budget * _KEEP_WHEN_FULL and self.drop_oldest_turn():
+    def items(self, instructions: str, items: Sequence[ChatItem]) -> tuple[ChatItem, ...]:
+        """The newest turns that fit beside ``instructions``; the oldest are left out, for good."""
+        if self.tokens(instructions, items) > self._budget:
+            while self.tokens(instructions, items) > self._budget * _KEEP_WHEN_FULL and self.drop_oldest_turn(items):
                 pass
-        return self._merged(self._items[self._first :])
+        return tuple(items[self._start(items) :])
 
-    def _merged(self, items: Iterable[ChatMessage]) -> tuple[ChatMessage, ...]:
-        merged = [self._system] if self._system.content else []
-        for item in items:
-            if merged and merged[-1].role == item.role:
-                # A turn whose answer failed is followed by the caller's next one.
-                merged[-1] = ChatMessage(item.role, f"{merged[-1].content} {item.content}")
-            else:
-                merged.append(item)
-        return tuple(merged)
+    def fits(self, instructions: str, items: Sequence[ChatItem]) -> bool:
+        """Whether nothing would have to be left out."""
+        return self.tokens(instructions, items) <= self._budget
 
-    def followed_by(self, *coming: ChatMessage) -> tuple[ChatMessage, ...]:
-        """``messages`` with ``coming`` after them; empty where there is nothing, or turns would have to be left out."""
-        items = (*self._items[self._first :], *coming)
-        if sum(_tokens(item.content) for item in (self._system, *items)) > self._budget:
-            return ()
-        return self._merged(items)
+    def seen(self, items: Sequence[ChatItem]) -> tuple[ChatItem, ...]:
+        """``items`` without those that are left out so far."""
+        return tuple(items[self._start(items) :])
 
-    def drop_oldest_turn(self) -> bool:
+    def drop_oldest_turn(self, items: Sequence[ChatItem]) -> bool:
         """Leave out the oldest turn (a question and its answer). False if only the newest is left."""
-        later = [n for n in range(self._first + 1, len(self._items)) if self._items[n].role == "user"]
-        if not later:
-            return False
-        self._first = later[0]
-        return True
+        for item in items[self._start(items) + 1 :]:
+            if isinstance(item, ChatMessage) and item.role == "user":
+                self._first = item
+                return True
+        return False
 
-    def tokens(self) -> int:
-        """About how many tokens ``messages`` is."""
-        return sum(_tokens(item.content) for item in (self._system, *self._items[self._first :]))
+    def tokens(self, instructions: str, items: Sequence[ChatItem]) -> int:
+        """About how many tokens the model reads."""
+        return _tokens(instructions) + sum(_tokens(_written(item)) for item in items[self._start(items) :])
+
+    def _start(self, items: Sequence[ChatItem]) -> int:
+        if self._first is None:
+            return 0
+        return next((n for n, item in enumerate(items) if item is self._first), 0)
+
+
+def _written(item: ChatItem) -> str:
+    match item:
+        case ChatMessage(content=content):
+            return content
+        case FunctionCall():
+            return call_message([item]).content
+        case FunctionCallOutput():
+            return result_message([item]).content
+        case AgentHandoff():
+            return ""
 
 
 def _tokens(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -12,10 +13,14 @@ from typing import Any, Literal, TypeVar
 from livekit.protocol.agent import Job
 
 from host.job.agent import VoiceAgent
+from host.job.dialogue import Dialogue, Outlet
 from host.job.link import InferenceLink
-from host.job.pipeline import VoiceSession
+from host.job.pipeline import Conversation
 from host.job.room import LocalParticipant, Room, RoomEndedError
+from host.job.room_line import LineRoom
+from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
+from host.job.written import WrittenConversation
 from host.request import JobAcceptArguments
 from inference.client import InferenceClient, InferenceError
 from inference.wire.supervision import JobStatus, TurnReport
@@ -108,8 +113,10 @@ class JobContext:
         """
         return await self.room.wait_for_participant(identity or self.job.participant.identity)
 
-    async def start_session(self, agent: VoiceAgent) -> VoiceSession:
+    async def start_session(self, agent: VoiceAgent, *, userdata: Any = None) -> VoiceSession:
         """Begin the conversation as soon as the inference process and the caller are there; one a job.
+
+        ``userdata``: whatever the agent and its tools are to find in ``session.userdata``.
 
         Raises ``InferenceUnavailableError`` when there is no inference process for minutes, and
         ``RoomRefusedError`` when it has no slot for another room.
@@ -117,21 +124,36 @@ class JobContext:
         if self._session is not None:
             raise RuntimeError("this job has its session already")
         await self.connect()
+        await self.room.set_agent_state("initializing")
         # The slot first: a caller should not be greeted by an agent that cannot hear.
         inference = await self._while_running(self._link.open_room(self.room.name))
-        await self.room.open_speech(inference.speech_rate)
+        written = isinstance(self.room, LineRoom) and self.room.written
+        if not written:
+            await self.room.open_speech(inference.speech_rate)
         await self.wait_for_participant()
+        settings = agent.settings(self._settings)
+
+        async def attach_again() -> None:
+            await self._link.attach(inference)
+
+        def outlet(dialogue: Dialogue) -> Outlet:
+            room, job_id = self.room, self.job.id
+            if written:
+                return WrittenConversation(room, dialogue, settings=settings, job_id=job_id, attach_again=attach_again)
+            return Conversation(room, inference, dialogue, settings=settings, job_id=job_id, attach_again=attach_again)
+
         self._session = VoiceSession(
-            self.room,
-            inference,
             agent,
-            settings=agent.settings or self._settings,
+            inference,
+            outlet,
+            settings=self._settings,
             context_tokens=self._link.context_tokens,
-            job_id=self.job.id,
             report=self._report,
-            attach_again=lambda: self._link.attach(inference),
+            userdata=userdata,
         )
         self._task_group().create_task(self._hold(self._session), name="session")
+        if not written:
+            self._task_group().create_task(_answer_typed(self.room, self._session), name="typed")
         return self._session
 
     async def connect_inference(self) -> InferenceClient:
@@ -190,7 +212,7 @@ class JobContext:
         self.shutdown(await self.room.wait_closed())
 
     async def _hold(self, session: VoiceSession) -> None:
-        await session.run()
+        await session.hold()
         self.shutdown(session.close_reason)
 
     async def _run_entrypoint(self, entrypoint: Callable[[JobContext], Awaitable[None]]) -> None:
@@ -242,6 +264,15 @@ class JobOutcome:
     status: Literal["success", "failed"]
     error: str
     reason: str
+
+
+async def _answer_typed(room: Room, session: VoiceSession) -> None:
+    """What the caller types in a call interrupts the agent, where that is allowed, and is answered."""
+    async for text in room.text_input():
+        if text := text.strip():
+            with contextlib.suppress(RuntimeError):
+                session.interrupt()
+            session.generate_reply(user_input=text)
 
 
 async def run_job(

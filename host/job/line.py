@@ -11,8 +11,10 @@ The caller's end listens, the job's end connects and says which room it is. One 
                    STATE  what the agent does, UTF-8: a value of ``lk.agent.state``
                    TEXT   a transcript: u8 final (0, 1), u8 side (0 user, 1 agent), u8 length of the segment's
                           name, the name, the text; both UTF-8
+                   METRICS what was measured of a turn, JSON in UTF-8 (``host.job.room.metrics_message``)
     caller → job   TICK   u64 samples heard, u64 samples dropped, u32 number of the last CLEAR that was obeyed,
                           then 20 ms of the caller, int16 PCM at 16 kHz
+                   CHAT   what the caller typed, UTF-8
 
 The caller's 20 ms tick is the only clock. Whoever closes the socket has left.
 """
@@ -49,6 +51,8 @@ class Kind(enum.IntEnum):
     STATE = 5
     TEXT = 6
     TICK = 7
+    METRICS = 8
+    CHAT = 9
 
 
 class LineError(ConnectionError):

@@ -21,7 +21,7 @@ from livekit.protocol.agent import Job, JobType
 from host.job.context import JobContext, JobProcess, run_job
 from host.job.functions import AgentFileError, describe, extend_import_path, load_function, user_error
 from host.job.room import Room
-from host.job.room_line import SCHEME, LineRoom
+from host.job.room_line import SCHEME, WRITTEN_SCHEME, LineRoom
 from host.job.room_livekit import LiveKitRoom
 from host.job.room_local import LocalRoom
 from host.job.settings import SessionSettings
@@ -75,7 +75,7 @@ async def _prewarm(agent: Agent, process: JobProcess, reference: str) -> None:
 def _room(start: s.StartJob, settings: SessionSettings) -> Room:
     if start.transport == "livekit":
         return LiveKitRoom(start.room, start.url, start.token)
-    if start.url.startswith(SCHEME):
+    if start.url.startswith((SCHEME, WRITTEN_SCHEME)):
         return LineRoom(start.room, start.url, identity=start.identity or "agent")
     return LocalRoom(
         start.room,

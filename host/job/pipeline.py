@@ -1,11 +1,18 @@
-"""One conversation: the shell that performs what ``turn`` decides.
+"""One conversation in sound: the shell that performs what ``turn`` decides.
 
     Capture ── VAD events, audio clock ──> TurnTaking ── actions ──> transcribe
-                                                               ├──> generate ─> PhraseCutter ─> Player
-                                                               └──> silence, history cut to what was heard
+                                                               ├──> Dialogue.prepare ─> how likely is it all?
+                                                               ├──> Dialogue.guess ─> PhraseCutter ─> Player, held back
+                                                               ├──> Dialogue.answer ─> PhraseCutter ─> Player
+                                                               └──> silence; Dialogue.heard: what was heard
+
+It knows no agent, no history and no tools: what is said, and why, is the ``Dialogue``'s.
 
 Everything runs on the job's event loop; inputs are fed to the table one at a time, and its actions
 are performed before the next. Only what takes time (a transcription, a reply) is a task.
+
+Within the silence that ends a turn an answer is begun on speculation: its first phrase lies in the ring, and the player
+holds it back until the turn is committed. A caller who goes on costs no more than that.
 
 The inference process may go away and come back: the caller's audio is kept meanwhile, what is being
 said falls silent, and when the room is attached again, detection begins where it had got to, and what
@@ -18,30 +25,28 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import aclosing
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable
 
-from host.job import turn as t
-from host.job.agent import VoiceAgent
-from host.job.asking import LanguageModel
-from host.job.audio import CALLER_RATE, Capture, Player, Utterance
-from host.job.chat import ChatHistory, truncate_to_heard
-from host.job.reply import AnsweredTurn, Reply, join, whole
+from host.job import turn_events as t
+from host.job.audio import CALLER_RATE, AnswerRecorder, Capture, Player, Utterance
+from host.job.chat import truncate_to_heard
+from host.job.dialogue import Dialogue, Source, UserState
+from host.job.display import Display, agent_state
+from host.job.phrasing import Guess, write_and_speak
+from host.job.reply import AnsweredTurn, Reply, join
 from host.job.room import AgentState, Room
 from host.job.settings import SessionSettings
-from host.job.speech import PhraseCutter, SpeakablePhrase
-from host.job.transcripts import MAX_ATTEMPTS, Transcriptions, UserTranscript
+from host.job.transcripts import MAX_ATTEMPTS, Transcriptions
+from host.job.turn import TurnTaking
+from host.job.turn_rules import SAMPLES_PER_MS, Rules
 from inference.client import InferenceError, InferenceRoom, InferenceUnavailableError, RequestFailedError
-from inference.wire.messages import ChatMessage
-from inference.wire.supervision import TurnReport
 
 logger = logging.getLogger(__name__)
 
 _MIN_SILENCE_MS = 256
 _WATCH_S = 0.01
 """How often a reply's progress is looked at until it is heard; five times as rarely afterwards."""
-_DETECTION_LAG = 128 * t.SAMPLES_PER_MS
+_DETECTION_LAG = 128 * SAMPLES_PER_MS
 """How far the clock of the turns may be ahead of detection: what nobody has listened to is no silence."""
 _WINDOW_MS = 32
 """Detection looks at so much audio at once."""
@@ -49,140 +54,156 @@ _RETENTION_MARGIN_S = 5.0
 """After a long absence, how much of the caller's oldest audio is given up, so that the rest is not overwritten
 while it is transcribed."""
 
-_AGENT_STATES: dict[t.State, AgentState] = {
-    t.State.LISTENING: "listening",
-    t.State.USER_SPEAKING: "listening",
-    t.State.ENDPOINTING: "listening",
-    t.State.TRANSCRIBING: "thinking",
-    t.State.THINKING: "thinking",
-    t.State.SPEAKING: "speaking",
-}
 
-
-@runtime_checkable
-class AnswerRecorder(Protocol):
-    """A room that records the agent's answers and wants to know where one ends."""
-
-    def end_answer(self) -> tuple[float, float]:
-        """Where the answer that is over lies in the recording, in seconds."""
-
-
-class VoiceSession:
-    """The agent and one caller in one room, from the greeting to the end.
+class Conversation:
+    """The agent and one caller in one room, from the greeting to the end: an ``Outlet`` of ``dialogue``.
 
     ``run`` holds the conversation until ``aclose``. When the inference process goes away, ``attach_again``
     is awaited, which opens ``inference`` again; the ``InferenceUnavailableError`` that it raises when it
-    gives up ends the conversation. ``report`` is called with each turn when it is over.
+    gives up ends the conversation.
     """
 
     def __init__(
         self,
         room: Room,
         inference: InferenceRoom,
-        agent: VoiceAgent,
+        dialogue: Dialogue,
         *,
         settings: SessionSettings,
-        context_tokens: int,
         job_id: str,
-        report: Callable[[TurnReport], None],
         attach_again: Callable[[], Awaitable[None]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        reply_tokens = min(settings.max_reply_tokens, context_tokens // 2)
-        self.history = ChatHistory(agent.instructions, context_tokens=context_tokens, reply_tokens=reply_tokens)
-        self.close_reason = ""
         self._room = room
         self._inference = inference
-        self._agent = agent
+        self._dialogue = dialogue
         self._settings = settings
         self._job_id = job_id
-        self._report = report
         self._attach_again = attach_again
         self._now = now
-        self._turns = t.TurnTaking(settings.min_endpointing_delay_ms * t.SAMPLES_PER_MS, settings.allow_interruptions)
-        self._capture = Capture(inference, self._on_clock, self._waits_for_clock, now)
-        self._player = Player(room, inference, now)
+        self._turns = TurnTaking(Rules.of(settings))
+        self._capture = Capture(inference, self._on_clock, lambda: self._turns.needs_clock, now)
+        self._player = Player(room, inference, now, dialogue.filter_speech)
         self._recorder = room if isinstance(room, AnswerRecorder) else None
+        self._display = Display(room, dialogue.transcribed)
         self._tasks: asyncio.TaskGroup | None = None
-        self._model = LanguageModel(inference, self.history, settings, reply_tokens, now)
-        self._transcriptions = Transcriptions(inference, settings, self._feed, self._show_partial)
-        self._transcript_callbacks: list[Callable[[UserTranscript], None]] = []
-        self._partial_segment = ""
+        self._transcriptions = Transcriptions(
+            inference, settings, self._transcribed, self._partly_transcribed, dialogue.filter_transcript
+        )
         self._reply: Reply | None = None
         self._interrupted: Reply | None = None
+        self._guess: Guess | None = None
+        self._guesses_dropped = 0
         self._to_say: deque[Reply] = deque()
         self._turn_number = 0
         self._segments = 0
         self._event_at = 0.0
-        self._state: AgentState | None = None
-        self._notes: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+        self._inputs: deque[t.Input] = deque()
+        self._feeding = False
+        self._agent_state: AgentState = "initializing"
+        self._user_state: UserState = "listening"
         self._ending = asyncio.Event()
         self._ended = asyncio.Event()
-        self._failure: InferenceError | None = None
 
     def __repr__(self) -> str:
-        return f"<VoiceSession {self._room.name!r} {self._turns.state.value} turn={self._turn_number}>"
+        return f"<Conversation {self._room.name!r} {self._turns.state.value} turn={self._turn_number}>"
 
-    # --- for the agent's author ---------------------------------------------------------------------
+    # --- for the dialogue -----------------------------------------------------------------------------
 
-    async def say(self, text: str) -> str:
-        """Say ``text`` as soon as the agent listens. Returns what was heard of it, which joins the history."""
+    def say(self, reply: Reply, *, interrupt: bool = False) -> None:
+        """Queue ``reply``; it begins when the agent may speak. ``interrupt``: at once, after silence."""
         if self._ended.is_set():
-            return ""
-        reply = Reply.of(self._segment(), text)
-        self._to_say.append(reply)
+            reply.over.set()
+            return
+        if interrupt:
+            self.interrupt()
+            self._to_say.appendleft(reply)
+        else:
+            self._to_say.append(reply)
         if self._tasks is not None:
             self._feed(t.Tick(self._turns.position))
-        await reply.over.wait()
-        return reply.said
 
-    def add_transcript_callback(self, callback: Callable[[UserTranscript], None]) -> None:
-        """Have ``callback`` called with each transcript of the caller, as it comes; it must not block."""
-        self._transcript_callbacks.append(callback)
+    def interrupt(self, *, force: bool = False) -> bool:
+        """Silence: what is being said, or thought about, is over. False where that may not be interrupted."""
+        if self._reply is not None and not (force or self._allows_interruptions(self._reply)):
+            return False
+        self._event_at = self._now()
+        self._note_heard()
+        self._feed(t.InterruptAsked())
+        return True
 
-    async def wait_closed(self) -> str:
-        """Return the reason when the conversation is over. Raises the ``InferenceError`` that ended it."""
-        await self._ended.wait()
-        if self._failure is not None:
-            raise self._failure
-        return self.close_reason
+    def withdraw(self, reply: Reply) -> bool:
+        """``reply`` is over if it has not begun, or was interrupted and may be resumed; False: it is being said."""
+        if reply is self._reply:
+            return False
+        if reply is self._interrupted:
+            self._feed(t.InterruptAsked())
+        elif reply in self._to_say:
+            self._to_say.remove(reply)
+            reply.interrupted = True
+            self._dialogue.heard(reply, over=True)
+            reply.over.set()
+        return True
 
-    async def aclose(self, reason: str = "") -> None:
+    def keep(self, reply: Reply) -> None:
+        """What is being done for ``reply`` cannot be undone: it, and the turn that it answers, stay."""
+        if reply is self._reply and self._turns.state is t.State.THINKING:
+            self._feed(t.AnswerHeard())
+
+    def end_of_turn(self, ticket: int, probability: float) -> None:
+        """So likely is what was prepared with ``ticket`` all that the caller says."""
+        self._feed(t.EndOfTurn(ticket, probability))
+
+    def commit_user_turn(self) -> None:
+        """The caller's turn is over, whatever the pause."""
+        self._event_at = self._now()
+        self._note_heard()
+        self._feed(t.CommitAsked())
+
+    def clear_user_turn(self) -> None:
+        """What the caller has said and was not answered yet is forgotten."""
+        self._feed(t.ClearAsked())
+
+    def configure(self, settings: SessionSettings) -> None:
+        """Hold the conversation so from here on: language, voice, turn taking (detection as it was)."""
+        self._settings = settings
+        self._turns.adopt(Rules.of(settings))
+        self._transcriptions.configure(settings)
+
+    async def aclose(self) -> None:
         """End the conversation: silence, and every request is cancelled. Returns when that is done."""
-        self.close_reason = self.close_reason or reason
         self._ending.set()
+        if self._tasks is None:
+            self._wind_up()
         await self._ended.wait()
 
     # --- running ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Hold the conversation until ``aclose``. Raises the ``InferenceError`` that ended it."""
+        failure: InferenceError | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self._show(), name="notes")
+                tasks.create_task(self._display.run(), name="notes")
                 tasks.create_task(self._player.run(), name="player")
                 tasks.create_task(self._capture.run(self._room.caller_audio()), name="capture")
                 tasks.create_task(self._watch_voice(), name="voice-activity")
-                if self._agent.greeting:
-                    self._to_say.appendleft(Reply.of(self._segment(), self._agent.greeting))
-                self._prepare_opening()
                 self._feed(t.Tick(self._inference.position))
                 await self._ending.wait()
                 raise _EndedError
         except* _EndedError:
             pass
         except* InferenceError as failures:
-            self._failure = _first(failures)
-            self.close_reason = str(self._failure)
+            failure = _first(failures)
         finally:
             self._wind_up()
-        if self._failure is not None:
-            raise self._failure
+        if failure is not None:
+            raise failure
 
     @property
     def _group(self) -> asyncio.TaskGroup:
-        assert self._tasks is not None, "the session is not running"
+        assert self._tasks is not None, "the conversation is not running"
         return self._tasks
 
     def _wind_up(self) -> None:
@@ -193,19 +214,14 @@ class VoiceSession:
             if reply.utterance is not None:
                 self._player.note_heard(reply.utterance)
                 self._keep_heard(reply, reply.utterance)
-            self._report_turn(reply, interrupted=True)
-            reply.over.set()
+            self._end(reply, interrupted=True)
         self._report_interrupted()
+        if self._guess is not None:
+            self._guess.reply.over.set()
         for waiting in self._to_say:
             waiting.over.set()
-        while not self._notes.empty():
-            self._notes.get_nowait().close()
+        self._display.close()
         self._ended.set()
-
-    def _prepare_opening(self) -> None:
-        """What every conversation begins with is read while the caller is greeted."""
-        greeting = self._agent.greeting
-        self._model.prepare(self._group, *([ChatMessage("assistant", greeting)] if greeting else []))
 
     # --- inputs ---------------------------------------------------------------------------------------
 
@@ -223,11 +239,12 @@ class VoiceSession:
             except InferenceUnavailableError as lost:
                 began = self._now()
                 logger.warning("%s; the room stays, and waits for it to be back", lost)
+                self._dialogue.failed("inference", lost)
                 self._fall_silent()
                 await self._attach_again()
                 logger.info("the inference process is back after %.1f s", self._now() - began)
                 start = self._restart_detection()
-                self._model.prepare(self._group)
+                self._dialogue.prepare(0, "")
 
     def _listen(self, start: int) -> None:
         settings = self._settings
@@ -235,7 +252,7 @@ class VoiceSession:
             start=start,
             activation=settings.activation,
             min_speech_ms=settings.min_speech_ms,
-            pause_ms=min(settings.pause_ms, max(32, settings.min_endpointing_delay_ms)),
+            pause_ms=min(settings.pause_ms, max(_WINDOW_MS, self._turns.rules.shortest // SAMPLES_PER_MS)),
             min_silence_ms=_MIN_SILENCE_MS,
         )
 
@@ -244,7 +261,7 @@ class VoiceSession:
         inference = self._inference
         kept = min(inference.position, inference.oldest + round(_RETENTION_MARGIN_S * CALLER_RATE))
         oldest = kept if inference.oldest else 0
-        unreported = (self._settings.min_speech_ms + 2 * _WINDOW_MS) * t.SAMPLES_PER_MS
+        unreported = (self._settings.min_speech_ms + 2 * _WINDOW_MS) * SAMPLES_PER_MS
         start = max(self._turns.detect_from(max(0, inference.heard - unreported)), oldest)
         self._feed(t.DetectionRestarted(start, oldest))
         return start
@@ -252,8 +269,12 @@ class VoiceSession:
     def _on_clock(self, position: int) -> None:
         self._feed(t.Tick(min(position, self._inference.heard + _DETECTION_LAG)))
 
-    def _waits_for_clock(self) -> bool:
-        return self._turns.state in (t.State.USER_SPEAKING, t.State.ENDPOINTING)
+    def _transcribed(self, event: t.TranscriptArrived | t.TranscriptFailed) -> None:
+        self._feed(event)
+
+    def _partly_transcribed(self, text: str) -> None:
+        # The turn has no number yet; this is the one that it will have.
+        self._display.user_said(self._turn_number + 1, text, final=False)
 
     def _note_heard(self) -> None:
         reply = self._reply
@@ -261,17 +282,40 @@ class VoiceSession:
             return
         if self._player.note_heard(reply.utterance):
             reply.first_heard = reply.utterance.first_heard
+            self._dialogue.begun(reply)
             self._feed(t.AnswerHeard())
 
     def _feed(self, event: t.Input) -> None:
+        """``event`` is next. One that comes of an action, or of somebody who is told of one, waits until it is done."""
+        self._inputs.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._inputs:
+                self._take(self._inputs.popleft())
+        finally:
+            self._feeding = False
+        self._transcriptions.follow(self._turns.unfinished(), self._group)
+        self._show_state()
+
+    def _take(self, event: t.Input) -> None:
+        if self._reply is not None:
+            allowed = self._allows_interruptions(self._reply)
+            if allowed != self._turns.interruptible:
+                self._turns.feed(t.Interruptible(allowed))
         for action in self._turns.feed(event):
             logger.debug("%s", action)
             self._perform(action)
+        if not self._turns.may_resume:
+            self._report_interrupted()
         if self._turns.state is t.State.LISTENING and self._to_say:
             self._turns.feed(t.SayStarted())
             self._start(self._to_say.popleft())
-        self._transcriptions.follow(self._turns.unfinished(), self._group)
-        self._show_state()
+
+    def _allows_interruptions(self, reply: Reply) -> bool:
+        allowed = reply.allow_interruptions
+        return self._settings.allow_interruptions if allowed is None else allowed
 
     # --- actions --------------------------------------------------------------------------------------
 
@@ -281,10 +325,15 @@ class VoiceSession:
                 self._transcriptions.ask(action, self._group)
             case t.DropTranscript(ticket=ticket):
                 self._transcriptions.drop(ticket)
-            case t.PrepareAnswer(text=text):
-                self._model.prepare(self._group, ChatMessage("user", text))
+            case t.PromoteTranscript(ticket=ticket):
+                self._transcriptions.promote(ticket)
+            case t.PrepareAnswer(ticket=ticket, text=text):
+                self._dialogue.prepare(ticket, text)
+            case t.AnswerAhead(ticket=ticket, text=text):
+                self._begin_guess(ticket, text)
             case t.DropPreparation():
-                self._model.drop_preparation()
+                self._drop_guess()
+                self._dialogue.drop_preparation()
             case t.CommitTurn():
                 self._answer(action)
             case t.CancelAnswer():
@@ -295,7 +344,7 @@ class VoiceSession:
                 self._resume()
             case t.DropTurn():
                 logger.info("no words in what was heard")
-                self._withdraw_partial()
+                self._display.withdraw_partial()
                 self._report_interrupted()
 
     def _answer(self, turn: t.CommitTurn) -> None:
@@ -308,27 +357,36 @@ class VoiceSession:
             last_voiced=self._capture.time_of(turn.last_voiced),
             decided=self._capture.time_of(turn.decided),
             committed=self._now(),
+            delay_ms=turn.delay / SAMPLES_PER_MS,
         )
-        self.history.add_user(turn.text)
-        self._show_transcript(UserTranscript(f"user-{self._turn_number}", turn.text, final=True))
-        self._start(Reply(self._segment(), self._model.answer(measured), measured))
+        self._display.user_said(self._turn_number, turn.text, final=True)
+        guess = self._guess if self._guess is not None and self._guess.ticket == turn.ahead else None
+        reply = self._dialogue.answer(measured, guess.reply if guess is not None else None)
+        if guess is not None and reply is guess.reply:
+            self._keep_guess(guess, measured)
+        else:
+            self._drop_guess()
+            self._start(reply)
+        measured.guesses_dropped, self._guesses_dropped = self._guesses_dropped, 0
 
     def _cancel_answer(self) -> None:
         reply = self._stop_reply()
-        assert reply.turn is not None
-        self.history.take_back_user()
         self._turn_number -= 1
+        reply.interrupted = True
+        self._dialogue.take_back(reply)
+        reply.over.set()
         if reply.utterance is not None and self._recorder is not None:
             self._recorder.end_answer()
 
     def _interrupt(self) -> None:
         reply = self._stop_reply()
+        reply.interrupted, reply.interrupted_at = True, self._event_at
         if reply.utterance is not None:
             self._keep_heard(reply, reply.utterance)
-        reply.interrupted_at = self._event_at
-        reply.over.set()
+            self._dialogue.heard(reply, over=False)
         self._interrupted = reply
-        self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
+        # It may be resumed: it is final when it is over.
+        self._display.agent_said(reply.segment, reply.said, final=False)
 
     def _stop_reply(self) -> Reply:
         """Silence first; then nothing of the reply can come any more."""
@@ -342,33 +400,79 @@ class VoiceSession:
         return reply
 
     def _resume(self) -> None:
-        interrupted, self._interrupted = self._interrupted, None
-        assert interrupted is not None
-        self._withdraw_partial()
-        self._start(interrupted.rest())
+        reply, self._interrupted = self._interrupted, None
+        assert reply is not None
+        self._display.withdraw_partial()
+        reply.go_on()
+        self._dialogue.resumed(reply)
+        self._start(reply)
+
+    # --- answers on speculation -----------------------------------------------------------------------
+
+    def _begin_guess(self, ticket: int, text: str) -> None:
+        if not self._inference.is_attached:
+            return
+        reply = self._dialogue.guess(ticket, text)
+        if reply is None:
+            return
+        self._guess = guess = Guess(ticket, reply, self._now())
+        reply.task = self._group.create_task(self._speak(reply, guess), name="guess")
+
+    def _keep_guess(self, guess: Guess, turn: AnsweredTurn) -> None:
+        """The turn is over, and ``guess`` answers it: what lies in the ring may be heard."""
+        self._guess = None
+        turn.ahead_ms = (turn.committed - guess.asked) * 1000
+        turn.asked = turn.committed
+        turn.first_text = None if guess.first_text is None else turn.committed
+        reply = self._reply = guess.reply
+        self._name(reply)
+        guess.committed.set()
+        if reply.utterance is not None:
+            self._player.release(reply.utterance)
+
+    def _drop_guess(self) -> None:
+        guess, self._guess = self._guess, None
+        if guess is None:
+            return
+        self._guesses_dropped += 1
+        assert guess.reply.task is not None
+        guess.reply.task.cancel()
+        if guess.reply.utterance is not None:
+            self._player.interrupt(guess.reply.utterance)
+        guess.reply.over.set()
 
     # --- replies --------------------------------------------------------------------------------------
 
     def _start(self, reply: Reply) -> None:
         self._reply = reply
+        self._name(reply)
         reply.task = self._group.create_task(self._speak(reply), name=reply.segment)
 
-    async def _speak(self, reply: Reply) -> None:
+    def _name(self, reply: Reply) -> None:
+        if not reply.segment:
+            self._segments += 1
+            reply.segment = f"agent-{self._segments}"
+
+    async def _speak(self, reply: Reply, guess: Guess | None = None) -> None:
         await self._inference.wait_attached()
-        reply.utterance = await self._player.begin()
-        watch = self._group.create_task(self._watch(reply), name="reply-watch")
+        reply.utterance = await self._player.begin(held=guess is not None and not guess.committed.is_set())
+        watch = self._group.create_task(self._watch(reply, guess), name="reply-watch")
         failed = False
         try:
             try:
-                await self._write(reply, reply.utterance)
+                await write_and_speak(
+                    reply, reply.utterance, guess, self._player, self._settings, self._dialogue, self._now
+                )
             except RequestFailedError as exc:
                 failed = True
-                logger.error("the answer failed: %s", exc)  # noqa: TRY400
+                self._failed("llm", "the answer failed: %s", exc)
+            if guess is not None:
+                await guess.committed.wait()
             try:
                 await self._player.finish(reply.utterance)
             except RequestFailedError as exc:
                 failed = True
-                logger.error("a phrase was not spoken: %s", exc)  # noqa: TRY400
+                self._failed("tts", "a phrase was not spoken: %s", exc)
         except InferenceUnavailableError:
             # ``_fall_silent`` deals with it: whoever reads the events has been told, too.
             return
@@ -377,8 +481,13 @@ class VoiceSession:
         self._note_heard()
         self._finish(reply, reply.utterance, failed=failed)
 
+    def _failed(self, source: Source, what: str, error: InferenceError) -> None:
+        logger.error(what, error)
+        self._dialogue.failed(source, error)
+
     def _fall_silent(self) -> None:
         """The inference process is gone. What was heard of the reply stays said; the rest is for when it is back."""
+        self._drop_guess()
         self._note_heard()
         self._show_state()
         reply = self._reply
@@ -397,64 +506,43 @@ class VoiceSession:
             self._finish(reply, reply.utterance, failed=True)
             return
         self._keep_heard(reply, reply.utterance)
-        if self._turns.state is t.State.THINKING and reply.turn is not None:
-            reply.begin_again(self._model.answer(reply.turn))
+        if reply.first_heard is None:
+            reply.begin_again()
         else:
-            left = reply.unsaid()
-            reply.begin_again(whole(left), left)
+            self._dialogue.heard(reply, over=False)
+            reply.go_on()
         self._start(reply)
 
-    async def _write(self, reply: Reply, utterance: Utterance) -> None:
-        """Every phrase is asked for as soon as the model has written it."""
-        settings = self._settings
-        cutter = PhraseCutter(
-            settings.first_phrase_chars, settings.phrase_chars, language=settings.language, before=reply.before
-        )
-
-        def speak(phrases: list[SpeakablePhrase]) -> None:
-            for phrase in phrases:
-                self._player.speak(utterance, phrase, speed=settings.speed, volume=settings.volume)
-
-        async with aclosing(reply.source) as pieces:
-            async for text in pieces:
-                if reply.turn is not None and reply.turn.first_text is None:
-                    reply.turn.first_text = self._now()
-                reply.text += text
-                speak(cutter.push(text))
-        reply.complete = True
-        speak(cutter.finish())
-
-    async def _watch(self, reply: Reply) -> None:
-        """Note when the reply begins to be heard, and show its text as it is spoken."""
+    async def _watch(self, reply: Reply, guess: Guess | None) -> None:
+        """Note when the reply begins to be heard, and show its text word by word, as it is heard."""
         assert reply.utterance is not None
-        begun = 0
+        if guess is not None:
+            await guess.committed.wait()
+        rate = self._inference.speech_rate
+        shown = 0
         while True:
             self._note_heard()
             if reply.first_heard is not None:
                 self._player.note_heard(reply.utterance)
-                phrases = self._player.phrases_heard(reply.utterance)
-                count = max((n for n, phrase in enumerate(phrases, 1) if phrase.heard), default=0)
-                if count > begun:
-                    begun = count
-                    text = join(reply.said, "".join(phrase.text.shown for phrase in phrases[:count]))
-                    self._note(self._room.publish_transcript("agent", reply.segment, text, final=False))
+                heard = truncate_to_heard(self._player.phrases_heard(reply.utterance), rate)
+                # A phrase whose length is estimated may turn out to be longer: nothing shown is taken back for it.
+                if len(heard) > shown:
+                    shown = len(heard)
+                    self._display.agent_said(reply.segment, join(reply.said, heard), final=False)
             await asyncio.sleep(_WATCH_S if reply.first_heard is None else 5 * _WATCH_S)
 
     def _finish(self, reply: Reply, utterance: Utterance, *, failed: bool) -> None:
         self._keep_heard(reply, utterance)
-        self._note(self._room.publish_transcript("agent", reply.segment, reply.said, final=True))
-        self._report_turn(reply, interrupted=False)
-        if not reply.said and not failed:
-            logger.warning("the model had nothing to say")
         self._reply = None
-        reply.over.set()
+        self._end(reply, interrupted=False)
+        if not reply.said and not failed and not reply.silent:
+            logger.warning("the model had nothing to say")
         self._feed(t.AnswerFinished())
 
     def _keep_heard(self, reply: Reply, utterance: Utterance) -> None:
-        """What was heard of ``utterance`` joins the reply and the history."""
+        """What was heard of ``utterance`` joins the reply."""
         rate = self._inference.speech_rate
         reply.keep_heard(utterance, truncate_to_heard(self._player.phrases_heard(utterance), rate), rate)
-        self.history.add_assistant(reply.shown.strip())
         if self._recorder is not None:
             start, end = self._recorder.end_answer()
             reply.span = (reply.span[0] if reply.span[1] else start, end)
@@ -462,63 +550,41 @@ class VoiceSession:
     # --- reports --------------------------------------------------------------------------------------
 
     def _report_interrupted(self) -> None:
-        """An interrupted turn is reported when it is clear that it is not resumed."""
+        """An interrupted reply is over when it is clear that it is not resumed."""
         reply, self._interrupted = self._interrupted, None
         if reply is not None:
-            self._report_turn(reply, interrupted=True)
+            self._end(reply, interrupted=True)
 
-    def _report_turn(self, reply: Reply, *, interrupted: bool) -> None:
+    def _end(self, reply: Reply, *, interrupted: bool) -> None:
+        reply.interrupted = interrupted
+        self._display.agent_said(reply.segment, reply.said, final=True)
+        self._dialogue.heard(reply, over=True)
         report = reply.report(self._job_id, interrupted=interrupted)
         if report is not None:
             logger.info("turn %d: response after %.0f ms", report.turn, report.response_ms)
-            self._report(report)
+            self._dialogue.measured(report)
+            if self._settings.publish_metrics:
+                self._display.note(self._room.publish_metrics(report))
+        reply.over.set()
 
-    # --- what the caller's client shows ---------------------------------------------------------------
-
-    def _show_partial(self, text: str) -> None:
-        # The turn has no number yet; this is the one that it will have.
-        self._partial_segment = f"user-{self._turn_number + 1}"
-        self._show_transcript(UserTranscript(self._partial_segment, text, final=False))
-
-    def _withdraw_partial(self) -> None:
-        """There were no words in what was taken for some."""
-        if self._partial_segment:
-            self._show_transcript(UserTranscript(self._partial_segment, "", final=True))
-
-    def _show_transcript(self, transcript: UserTranscript) -> None:
-        if transcript.final:
-            self._partial_segment = ""
-        self._note(self._room.publish_transcript("user", transcript.segment, transcript.text, final=transcript.final))
-        for callback in self._transcript_callbacks:
-            try:
-                callback(transcript)
-            except Exception:
-                logger.exception("a transcript callback failed")
-
-    def _segment(self) -> str:
-        self._segments += 1
-        return f"agent-{self._segments}"
+    # --- states -----------------------------------------------------------------------------------------
 
     def _show_state(self) -> None:
-        state = _AGENT_STATES[self._turns.state]
-        if state == "speaking" and not self._inference.is_attached:
-            # It will go on; for now it is silent.
-            state = "thinking"
-        if state != self._state:
-            self._state = state
-            self._note(self._room.set_agent_state(state))
-
-    def _note(self, note: Coroutine[Any, Any, None]) -> None:
-        self._notes.put_nowait(note)
-
-    async def _show(self) -> None:
-        """States and transcripts go out in order, without anybody waiting for them."""
-        while True:
-            await (await self._notes.get())
+        reply = self._reply
+        # Something that was known is heard at once; what the model writes is thought about until then.
+        thinks = reply is not None and reply.first_heard is None and not reply.known
+        state = agent_state(self._turns, is_silent=thinks or not self._inference.is_attached)
+        user: UserState = self._turns.user
+        if (user, state) == (self._user_state, self._agent_state):
+            return
+        if state != self._agent_state:
+            self._display.note(self._room.set_agent_state(state))
+        self._user_state, self._agent_state = user, state
+        self._dialogue.state_changed(user, state)
 
 
 class _EndedError(Exception):
-    """Ends the session's task group: not a failure."""
+    """Ends the conversation's task group: not a failure."""
 
 
 def _note_silence(reply: Reply, silenced: asyncio.Task[float]) -> None:

@@ -12,25 +12,30 @@ import logging
 from collections.abc import AsyncIterator
 
 from host.job import line
-from host.job.room import AgentState, LocalParticipant, Side
+from host.job.room import AgentState, LocalParticipant, Side, metrics_message
 from host.job.room_local import QUEUE_MS, LocalAgent
+from inference.wire.supervision import TurnReport
 
 logger = logging.getLogger(__name__)
 
 SCHEME = "unix:"
+WRITTEN_SCHEME = "written:"
+"""Of a caller who types, and reads what the agent says: there are no ticks, and no audio."""
 _READ_BYTES = 64 * 1024
 
 
 class LineRoom:
-    """``Room`` at the end of a line. ``url``: ``unix:`` and the path of the caller's socket."""
+    """``Room`` at the end of a line. ``url``: ``unix:`` or ``written:``, and the path of the caller's socket."""
 
     def __init__(self, name: str, url: str, *, identity: str = "agent") -> None:
         self.local_participant: LocalParticipant = LocalAgent(identity)
         self._name = name
-        self._path = url.removeprefix(SCHEME)
+        self.written = url.startswith(WRITTEN_SCHEME)
+        self._path = url.partition(":")[2]
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._caller: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._typed: asyncio.Queue[str | None] = asyncio.Queue()
         self._closed: asyncio.Future[str] | None = None
         self._rate = 0
         self._moved = asyncio.Event()
@@ -86,15 +91,24 @@ class LineRoom:
         while (block := await self._caller.get()) is not None:
             yield block
 
+    async def text_input(self) -> AsyncIterator[str]:
+        """What the caller types, message by message, until the caller leaves."""
+        while (text := await self._typed.get()) is not None:
+            yield text
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         frames = line.Frames()
         reason = "the caller has left"
         try:
             while data := await reader.read(_READ_BYTES):
                 for kind, body in frames.push(data):
-                    if kind is not line.Kind.TICK:
-                        raise line.LineError(f"{kind.name} from a caller")
-                    self._take(line.Tick.unpack(body))
+                    match kind:
+                        case line.Kind.TICK:
+                            self._take(line.Tick.unpack(body))
+                        case line.Kind.CHAT:
+                            self._typed.put_nowait(line.words(body))
+                        case _:
+                            raise line.LineError(f"{kind.name} from a caller")
         except line.LineError as exc:
             reason = f"the line broke: {exc}"
             logger.warning("room %s: %s", self._name, reason)
@@ -159,6 +173,10 @@ class LineRoom:
         """Tell the caller's end what was said."""
         self._write(line.Text(side, segment, text, final).pack())
 
+    async def publish_metrics(self, report: TurnReport) -> None:
+        """Tell the caller's end what was measured of a turn."""
+        self._send(line.Kind.METRICS, metrics_message(report).encode())
+
     # --- both -----------------------------------------------------------------------------------------
 
     def _is_open(self) -> bool:
@@ -175,4 +193,5 @@ class LineRoom:
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(reason)
         self._caller.put_nowait(None)
+        self._typed.put_nowait(None)
         self._moved.set()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from host.job.resample import resample
 from host.job.room import AgentState, LocalParticipant, Side
 from host.job.waves import check_waves, read_wave, write_wave
+from inference.wire.supervision import TurnReport
 
 __all__ = ["Clock", "LocalRoom", "TranscriptNote", "check_waves"]
 
@@ -136,6 +137,7 @@ class LocalRoom:
         self._quiet_ticks = 0
         self._state: AgentState = "initializing"
         self._caller: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._typed: asyncio.Queue[str | None] = asyncio.Queue()
         self._closed: asyncio.Future[str] | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._rate = 0
@@ -149,6 +151,7 @@ class LocalRoom:
         self._caller_side: list[bytes] = []
         self._agent_side: list[bytes] = []
         self.transcripts: list[TranscriptNote] = []
+        self.metrics: list[TurnReport] = []
         self.unanswered: list[str] = []
 
     @property
@@ -190,6 +193,15 @@ class LocalRoom:
         """The caller's audio at 16 kHz, 20 ms at a time in real time, until the caller leaves."""
         while (block := await self._caller.get()) is not None:
             yield block
+
+    async def text_input(self) -> AsyncIterator[str]:
+        """What was given to ``type_text``, until the caller leaves."""
+        while (text := await self._typed.get()) is not None:
+            yield text
+
+    def type_text(self, text: str) -> None:
+        """The caller types ``text``."""
+        self._typed.put_nowait(text)
 
     # --- the agent's side -----------------------------------------------------------------------------
 
@@ -238,6 +250,10 @@ class LocalRoom:
     async def publish_transcript(self, side: Side, segment: str, text: str, *, final: bool) -> None:
         """Kept in ``transcripts``."""
         self.transcripts.append(TranscriptNote(side, segment, text, final))
+
+    async def publish_metrics(self, report: TurnReport) -> None:
+        """Kept in ``metrics``."""
+        self.metrics.append(report)
 
     # --- the timeline ---------------------------------------------------------------------------------
 
@@ -316,6 +332,7 @@ class LocalRoom:
         else:
             self._closed.set_exception(failure)
         self._caller.put_nowait(None)
+        self._typed.put_nowait(None)
 
     # --- the files ------------------------------------------------------------------------------------
 

@@ -1,423 +1,358 @@
 """Whose turn it is: a table on the audio clock. Pure.
 
-Everything that decides about turns is here, and nothing but positions (samples at 16 kHz on the
-room's up clock) goes in: no wall clock, no I/O. Feed an input, perform the actions that come back::
+Everything that decides about turns is here and in ``user_turn``, and nothing but positions (samples at 16 kHz on the
+room's up clock) and words go in: no wall clock, no I/O. Feed an input, perform the actions that come back::
 
-    LISTENING --speech--> USER_SPEAKING --pause--> ENDPOINTING --silence--> TRANSCRIBING
-              TRANSCRIBING --words--> THINKING --heard--> SPEAKING --finished--> LISTENING
+    LISTENING --speech--> USER_SPEAKING --pause--> ENDPOINTING --silence--> THINKING --heard--> SPEAKING
+              ENDPOINTING --silence, but no transcript--> TRANSCRIBING --words--> THINKING (or ENDPOINTING again)
+              SPEAKING --finished--> LISTENING
 
-    speech goes on   ENDPOINTING, TRANSCRIBING, THINKING --> USER_SPEAKING
-    barge-in         SPEAKING --> USER_SPEAKING
-    no words         ENDPOINTING, TRANSCRIBING --> LISTENING (SPEAKING again, if it had interrupted)
+    speech goes on   ENDPOINTING, TRANSCRIBING, THINKING, HELD --> USER_SPEAKING
+    over the agent   SPEAKING --speech--> OVERLAP --long enough--> USER_SPEAKING: it is interrupted
+                     OVERLAP --pause--> OVERLAP_PAUSED --words--> ENDPOINTING: it is interrupted
+                     OVERLAP_PAUSED --no words, or a back-channel--> SPEAKING: it never stopped
+    no words         ENDPOINTING, TRANSCRIBING --> LISTENING; HELD, if it had interrupted --timeout--> SPEAKING again
     nothing to hear  THINKING --> LISTENING
     a greeting       LISTENING --> SPEAKING
     detection lost   USER_SPEAKING --> ENDPOINTING, until it has heard the caller again
 
-At a pause the utterance so far is transcribed, and an answer to it prepared, on speculation. The turn
-ends ``endpointing`` samples after the last voiced one; a result that covers it is used at once. A
-caller who goes on before any of the answer was heard continues the turn: the answer is cancelled, and
-the utterance is transcribed from its first start. What is longer than one transcription may be is cut
-into parts, whose texts are joined.
+A caller who goes on before any of the answer was heard takes the turn back, and the answer is cancelled. Speech over
+what may not be interrupted counts if it outlasts it, and is ignored otherwise. With manual turns voice alone neither
+ends a turn nor interrupts.
 
 ``TABLE`` says what may happen when; a row that is missing is the error (``TurnError``).
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from host.job import turn_events as t
+from host.job.turn_events import State
+from host.job.turn_rules import SAMPLES_PER_MS, Rules
+from host.job.user_turn import CLOSE_PART, MAX_PART, Part, Turn, UserTurn, began_at, fell_silent_at
 from inference.wire.messages import AudioLost, SpeechEnded, SpeechPaused, SpeechResumed, SpeechStarted
 
-SAMPLE_RATE = 16_000
-SAMPLES_PER_MS = SAMPLE_RATE // 1000
-PADDING = 250 * SAMPLES_PER_MS
-"""Heard before the first voiced window as well: detection is late on soft consonants."""
-MAX_PART = 28 * SAMPLE_RATE
-"""Longest stretch transcribed in one piece: Whisper's window is 30 s."""
-CLOSE_PART = 20 * SAMPLE_RATE
-"""A part that has reached this length at a pause is kept when the caller goes on, and a new one begins."""
+REACTION = 300 * SAMPLES_PER_MS
+"""Who begins to speak so soon after the agent did not react to it, but goes on: the agent gives way at once."""
+PROBE_EVERY = 500 * SAMPLES_PER_MS
+"""How often speech over the agent is transcribed while words are needed to interrupt it."""
+BOUNDARY = 700 * SAMPLES_PER_MS
+"""A back-channel this short before the agent's end may have been an answer ("yes")."""
 
 
-class TurnError(Exception):
-    """An input that the table has no row for."""
-
-
-class State(enum.Enum):
-    """Where the conversation stands."""
-
-    LISTENING = "listening"
-    USER_SPEAKING = "user speaking"
-    ENDPOINTING = "endpointing"
-    TRANSCRIBING = "transcribing"
-    THINKING = "thinking"
-    SPEAKING = "speaking"
-
-
-# --- inputs (with SpeechStarted, SpeechPaused, SpeechResumed, SpeechEnded and AudioLost of the wire) ---
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """The caller's audio has reached ``position``."""
-
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class TranscriptArrived:
-    """The result of ``Transcribe`` number ``ticket``. One that was dropped meanwhile is ignored."""
-
-    ticket: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class TranscriptFailed:
-    """``Transcribe`` number ``ticket`` failed. A speculative one is tried again when it is needed."""
-
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class SayStarted:
-    """The agent begins to speak of its own accord (a greeting)."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerHeard:
-    """The first sample of what the agent says was heard."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerFinished:
-    """All that the agent had to say was heard, or it failed: the caller's turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class DetectionRestarted:
-    """Voice activity detection was lost and begins again at ``at``; what it hears there is reported (again).
-
-    The caller's audio before ``oldest`` is not kept any more.
-    """
-
-    at: int
-    oldest: int
-
-
-Input = (
-    SpeechStarted
-    | SpeechPaused
-    | SpeechResumed
-    | SpeechEnded
-    | AudioLost
-    | Tick
-    | TranscriptArrived
-    | TranscriptFailed
-    | SayStarted
-    | AnswerHeard
-    | AnswerFinished
-    | DetectionRestarted
-)
-
-
-# --- actions --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Transcribe:
-    """Transcribe the caller from ``start`` to ``end``; answer with ``ticket``."""
-
-    ticket: int
-    start: int
-    end: int
-    speculative: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DropTranscript:
-    """The result of ``ticket`` is of no use any more."""
-
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareAnswer:
-    """The caller said ``text`` before this pause, and may have finished: get ready to answer it."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class DropPreparation:
-    """The caller goes on: what ``PrepareAnswer`` said is not all."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommitTurn:
-    """The caller said ``text``, from ``start`` to ``last_voiced``; decided at ``decided``: answer it."""
-
-    text: str
-    start: int
-    last_voiced: int
-    decided: int
-
-
-@dataclass(frozen=True, slots=True)
-class DropTurn:
-    """What sounded like speech had no words in it; nothing follows."""
-
-
-@dataclass(frozen=True, slots=True)
-class CancelAnswer:
-    """The caller goes on: take the answer, of which nothing was heard, and the turn it answers back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupt:
-    """Barge-in: silence now; what was heard of the answer stays said."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeAnswer:
-    """The interruption had no words in it: say the rest of what was interrupted."""
-
-
-Action = (
-    Transcribe
-    | DropTranscript
-    | PrepareAnswer
-    | DropPreparation
-    | CommitTurn
-    | DropTurn
-    | CancelAnswer
-    | Interrupt
-    | ResumeAnswer
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """What the caller has said of a turn so far: ``said``, and then what lies from ``start`` to ``end``."""
-
-    said: str
-    start: int
-    end: int
-
-
-# --- the machine ----------------------------------------------------------------------------------
+_OVERLAPS = (State.OVERLAP, State.OVERLAP_PAUSED)
 
 
 @dataclass(slots=True)
-class _Part:
-    """A stretch of the utterance that is transcribed in one piece. ``ticket`` 0: nothing asked."""
+class TurnTaking(UserTurn):
+    """The turns of one room. ``feed`` is the way in."""
 
-    start: int
-    end: int = 0
-    ticket: int = 0
-    final: bool = False
-    text: str | None = None
+    interruptible: bool = True
+    _overheard: Turn | None = None
+    """A back-channel, which is an answer if the agent ends soon after it."""
+    _quiet_since: int = 0
+    _answer_heard: int | None = None
+    _answered: int | None = None
+    """Where the turn ended that is being answered."""
 
+    def __post_init__(self) -> None:
+        UserTurn.__post_init__(self)
+        self.interruptible = self.rules.allow_interruptions
 
-@dataclass(slots=True)
-class _Turn:
-    """``stretch``: where the caller began to speak last. ``last_voiced``: where the caller last fell silent."""
-
-    start: int
-    stretch: int
-    last_voiced: int
-    parts: list[_Part]
-    decided: int = 0
-    interrupted_answer: bool = False
-    failed: bool = False
-    prepared: bool = False
-    committed: str = ""
-
-    def text(self) -> str | None:
-        """What was said; None while a transcript of it is missing."""
-        texts = [part.text for part in self.parts if part.text is not None]
-        # Whatever is heard of a caller who goes on, this much has been said.
-        return (" ".join(filter(None, texts)) or self.committed) if len(texts) == len(self.parts) else None
-
-
-@dataclass(slots=True)
-class TurnTaking:
-    """The turns of one room. ``endpointing``: silence that ends a turn, in samples at 16 kHz."""
-
-    endpointing: int
-    allow_interruptions: bool = True
-    state: State = State.LISTENING
-    position: int = 0
-    _turn: _Turn | None = None
-    _floor: int = 0
-    _tickets: int = 0
-    _actions: list[Action] = field(default_factory=list)
-
-    def feed(self, event: Input) -> list[Action]:
+    def feed(self, event: t.Input) -> list[t.Action]:
         """What follows from ``event``. Raises ``TurnError`` when the table has no row for it; nothing changes then."""
         row = TABLE.get((self.state, type(event)))
         if row is None:
-            raise TurnError(f"{type(event).__name__} is not legal while {self.state.value}")
+            raise t.TurnError(f"{type(event).__name__} is not legal while {self.state.value}")
         follows = row.handler(self, event)
         assert follows in row.follows, f"{follows} is not in the row of {self.state} and {type(event).__name__}"
+        if follows is not self.state:
+            self._entered(follows)
         self.state = follows
-        actions, self._actions = self._actions, []
+        actions, self.actions = self.actions, []
         return actions
 
-    def unfinished(self) -> Unfinished | None:
-        """What could be transcribed of a caller who is speaking; None while nobody speaks to the agent."""
-        if self.state is not State.USER_SPEAKING:
-            return None
-        *before, part = self._open_turn.parts
-        said = " ".join(earlier.text for earlier in before if earlier.text)
-        return Unfinished(said, part.start, max(part.start, self.position))
+    def _entered(self, state: State) -> None:
+        match state:
+            case State.LISTENING:
+                self._quiet_since = self.position
+            case State.THINKING:
+                self._answered, self._answer_heard = self.open_turn.last_voiced, None
+                self.interruptible = self.rules.allow_interruptions
+            case State.SPEAKING if self.state not in (State.LISTENING, *_OVERLAPS, State.THINKING):
+                # It goes on, and is heard at once.
+                self._answer_heard = self.position
+
+    def adopt(self, rules: Rules) -> None:
+        """Take turns by ``rules`` from here on; what was learned of the caller stays."""
+        self.rules = rules
+        self.endpointing.bounds(rules.min_delay, rules.max_delay, rules.language)
+
+    @property
+    def user(self) -> Literal["speaking", "listening", "away"]:
+        """What the caller does."""
+        if self.state in (State.USER_SPEAKING, State.OVERLAP):
+            return "speaking"
+        return "away" if self.away else "listening"
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether somebody waits for time to pass."""
+        return self.state not in (State.THINKING, State.SPEAKING) and not (self.state is State.LISTENING and self.away)
 
     # --- nothing to decide --------------------------------------------------------------------------
 
-    def _stay(self, _: Input) -> State:
+    def _stay(self, _: t.Input) -> State:
         return self.state
 
-    def _tick(self, event: Tick) -> State:
-        self.position = max(self.position, event.position)
+    def _tick_listening(self, event: t.Tick) -> State:
+        self.tick(event)
+        self.away = self.away or 0 < self.rules.away <= self.position - self._quiet_since
+        return State.LISTENING
+
+    def _allow(self, event: t.Interruptible) -> State:
+        self.interruptible = event.allowed
         return self.state
-
-    # --- the caller speaks --------------------------------------------------------------------------
-
-    def _begin(self, event: SpeechStarted | SpeechResumed) -> State:
-        start = event.start if isinstance(event, SpeechStarted) else event.at
-        self._turn = _Turn(start, start, start, [_Part(max(start - PADDING, self._floor, 0))])
-        return State.USER_SPEAKING
-
-    def _barge_in(self, event: SpeechStarted | SpeechResumed) -> State:
-        if not self.allow_interruptions:
-            return State.SPEAKING
-        self._actions.append(Interrupt())
-        self._begin(event)
-        self._open_turn.interrupted_answer = True
-        return State.USER_SPEAKING
-
-    def _go_on(self, event: SpeechStarted | SpeechResumed) -> State:
-        at = event.start if isinstance(event, SpeechStarted) else event.at
-        turn = self._open_turn
-        turn.stretch = at
-        if turn.prepared:
-            turn.prepared = False
-            self._actions.append(DropPreparation())
-        part = turn.parts[-1]
-        if at - part.start > CLOSE_PART:
-            if part.text is None and not part.ticket:
-                self._ask(part, part.end, speculative=False)
-            turn.parts.append(_Part(max(at - PADDING, part.end)))
-        else:
-            if part.text is None and part.ticket:
-                self._actions.append(DropTranscript(part.ticket))
-            turn.parts[-1] = _Part(part.start)
-        return State.USER_SPEAKING
 
     def _take_back(self, event: SpeechStarted | SpeechResumed) -> State:
-        self._actions.append(CancelAnswer())
-        return self._go_on(event)
+        if self.open_turn.ordered is not None:
+            return State.THINKING
+        self.actions.append(t.CancelAnswer())
+        return self.go_on(event)
 
-    def _tick_speaking(self, event: Tick) -> State:
-        self._tick(event)
-        part = self._open_turn.parts[-1]
-        if self.position - part.start >= MAX_PART:
-            # Nobody talks this long without a pause that detection sees; music and noise do.
-            self._ask(part, part.start + MAX_PART, speculative=False)
-            self._open_turn.parts.append(_Part(part.end))
-        return State.USER_SPEAKING
+    # --- the caller speaks over the agent -----------------------------------------------------------
 
-    # --- the caller pauses --------------------------------------------------------------------------
+    @property
+    def _may_interrupt(self) -> bool:
+        return self.interruptible and not self.is_manual
 
-    def _pause(self, event: SpeechPaused | SpeechEnded | AudioLost) -> State:
-        turn = self._open_turn
-        # Where audio was lost, detection starts anew and reports no end of what it was hearing.
-        turn.last_voiced = event.resumed - event.lost_samples if isinstance(event, AudioLost) else event.end
-        self._ask(turn.parts[-1], max(self.position, turn.last_voiced), speculative=True)
-        return self._decide()
+    def _speak_over(self, event: SpeechStarted | SpeechResumed) -> State:
+        turn = self.open(began_at(event))
+        self._overheard = None
+        if not self._may_interrupt:
+            return State.OVERLAP
+        no_reaction = self._answer_heard is None or turn.start - self._answer_heard < REACTION
+        if no_reaction and not self.rules.min_interruption_words:
+            if self._answered is not None:
+                # That pause was not the end.
+                self.endpointing.went_on(turn.start - self._answered)
+            return self._interrupt(State.USER_SPEAKING)
+        return self._overlap()
 
-    def _tick_endpointing(self, event: Tick) -> State:
-        self._tick(event)
-        return self._decide()
+    def _tick_overlap(self, event: t.Tick) -> State:
+        if self._may_interrupt:
+            self.tick(event)
+            return self._overlap()
+        return self.tick_speaking(event)
 
-    def _decide(self) -> State:
-        turn = self._open_turn
-        if self.position - turn.last_voiced < self.endpointing:
-            return State.ENDPOINTING
-        turn.decided = self.position
-        for part in turn.parts:
-            if part.text is None and not part.ticket:
-                self._ask(part, part.end, speculative=False)
-        return self._commit()
+    def _overlap(self) -> State:
+        turn = self.open_turn
+        if self.position - turn.stretch < self.rules.min_interruption:
+            return State.OVERLAP
+        if not self.rules.min_interruption_words:
+            return self._interrupt(State.USER_SPEAKING)
+        if not turn.probe and self.position - turn.probed >= PROBE_EVERY:
+            part = turn.parts[-1]
+            part.start = max(part.start, self.position - CLOSE_PART)
+            turn.probe, turn.probed = self.ticket(), self.position
+            self.actions.append(t.Transcribe(turn.probe, part.start, self.position, speculative=False))
+        return State.OVERLAP
 
-    # --- what was said ------------------------------------------------------------------------------
+    def _interrupt(self, follows: State) -> State:
+        self.actions.append(t.Interrupt())
+        self.open_turn.interrupted = True
+        self._answer_over()
+        return follows
 
-    def _transcript(self, event: TranscriptArrived) -> State:
-        if (part := self._asked(event.ticket)) is not None:
-            part.text = event.text
-        if self.state is State.TRANSCRIBING:
-            return self._commit()
-        if part is not None and self.state is State.ENDPOINTING and (text := self._open_turn.text()):
-            self._open_turn.prepared = True
-            self._actions.append(PrepareAnswer(text))
+    def _probed(self, event: t.TranscriptArrived) -> bool | None:
+        """Whether a transcript that was asked for to find that out interrupts; None: it is another one."""
+        turn = self.open_turn
+        if not turn.probe or event.ticket != turn.probe:
+            return None
+        turn.probe = 0
+        return self._may_interrupt and self.interrupts(event.text)
+
+    def _transcript_overlap(self, event: t.TranscriptArrived) -> State:
+        interrupts = self._probed(event)
+        if interrupts is None:
+            self.take_text(event)
+        return self._interrupt(State.USER_SPEAKING) if interrupts else State.OVERLAP
+
+    def _transcript_overlap_paused(self, event: t.TranscriptArrived) -> State:
+        turn = self.open_turn
+        interrupts = self._probed(event)
+        if interrupts is None:
+            if self.take_text(event) is None or self.is_manual:
+                return State.OVERLAP_PAUSED
+            if not (self._may_interrupt and self.interrupts(event.text)):
+                return self._overhear(turn)
+        elif not interrupts:
+            return State.OVERLAP_PAUSED
+        self._interrupt(State.ENDPOINTING)
+        self.drop_probe(turn)
+        self.prepare()
+        return self.decide()
+
+    def _failed_overlap(self, event: t.TranscriptFailed) -> State:
+        turn = self.open_turn
+        if turn.probe and event.ticket == turn.probe:
+            turn.probe = 0
+        else:
+            self.fail(event.ticket)
+            if self.state is State.OVERLAP_PAUSED and not turn.parts[-1].ticket and not self.is_manual:
+                return self._overhear(None)
         return self.state
 
-    def _transcript_failed(self, event: TranscriptFailed) -> State:
-        part = self._asked(event.ticket)
-        if part is None:
-            return self.state
-        part.ticket = 0
-        if part.final:
-            part.text, self._open_turn.failed = "", True
-        elif self.state is not State.ENDPOINTING or part is not self._open_turn.parts[-1]:
-            self._ask(part, part.end, speculative=False)
-        return self._commit() if self.state is State.TRANSCRIBING else self.state
+    def _pause_overlap(self, event: SpeechPaused | SpeechEnded | AudioLost) -> State:
+        turn = self.open_turn
+        turn.last_voiced = fell_silent_at(event)
+        if not self._may_interrupt and not self.is_manual:
+            return self._overhear(None)
+        part = turn.parts[-1]
+        part.start = max(part.start, turn.last_voiced - MAX_PART)
+        self.ask(part, max(self.position, turn.last_voiced), speculative=self.is_manual)
+        return State.OVERLAP_PAUSED
 
-    def _commit(self) -> State:
-        turn = self._open_turn
-        text = turn.text()
-        if text is None:
-            return State.TRANSCRIBING
-        if text:
-            self._actions.append(CommitTurn(text, turn.start, turn.last_voiced, turn.decided))
-            turn.committed, turn.prepared = text, False
-            return State.THINKING
-        resume = turn.interrupted_answer and not turn.failed
-        self._actions.append(ResumeAnswer() if resume else DropTurn())
-        self._close_turn()
-        return State.SPEAKING if resume else State.LISTENING
+    def _go_on_overlap(self, event: SpeechStarted | SpeechResumed) -> State:
+        if self.is_manual:
+            self.go_on(event)
+            return State.OVERLAP
+        turn = self.open_turn
+        turn.stretch, part = began_at(event), turn.parts[-1]
+        self.drop_probe(turn)
+        # What is being transcribed may have been enough to interrupt.
+        turn.probe = part.ticket
+        turn.parts[-1] = Part(max(part.start, turn.stretch - CLOSE_PART))
+        return State.OVERLAP
+
+    def _overhear(self, turn: Turn | None) -> State:
+        """The agent goes on. ``turn`` may yet have been an answer to what it says."""
+        self.drop_requests(self.open_turn)
+        self.close()
+        self._overheard = turn
+        return State.SPEAKING
+
+    def _outlasted(self, _: t.AnswerFinished) -> State:
+        """The agent has finished while the caller spoke: that was no interruption."""
+        self.drop_probe(self.open_turn)
+        self._answer_over()
+        return State.USER_SPEAKING
+
+    def _outlasted_paused(self, _: t.AnswerFinished) -> State:
+        self.drop_probe(self.open_turn)
+        self._answer_over()
+        self.prepare()
+        return self.decide()
 
     # --- the agent speaks ---------------------------------------------------------------------------
 
-    def _say(self, _: SayStarted) -> State:
+    def _say(self, _: t.SayStarted) -> State:
+        self._answer_over()
         return State.SPEAKING
 
-    def _heard(self, _: AnswerHeard) -> State:
-        self._close_turn()
-        return State.SPEAKING
+    def _heard(self, _: t.AnswerHeard) -> State:
+        self._answer_heard = self.position
+        if self.state is State.THINKING:
+            self.close()
+            return State.SPEAKING
+        return self.state
 
-    def _finished(self, _: AnswerFinished) -> State:
-        self._close_turn()
+    def _finished(self, _: t.AnswerFinished) -> State:
+        overheard = self._overheard
+        self.close()
+        self._answer_over()
+        if overheard is None or not overheard.text() or self.position - overheard.last_voiced > BOUNDARY:
+            return State.LISTENING
+        self.turn = overheard
+        self.prepare()
+        return self.decide()
+
+    def _answer_over(self) -> None:
+        self._answer_heard = self._answered = self._overheard = None
+
+    # --- somebody asks ------------------------------------------------------------------------------
+
+    def _stop(self, _: t.InterruptAsked) -> State:
+        self.actions.append(t.Interrupt())
+        self.close()
+        self._answer_over()
         return State.LISTENING
+
+    def _stop_overlap(self, _: t.InterruptAsked) -> State:
+        self._silence_for_caller()
+        if self.state is State.OVERLAP:
+            return State.USER_SPEAKING
+        self.prepare()
+        return self.decide()
+
+    def _silence_for_caller(self) -> None:
+        self.actions.append(t.Interrupt())
+        self.drop_probe(self.open_turn)
+        self._answer_over()
+
+    def _never_resume(self, _: t.InterruptAsked) -> State:
+        self.open_turn.interrupted = False
+        return self.drop() if self.state is State.HELD else self.state
+
+    def _order(self, _: t.CommitAsked) -> State:
+        turn = self.open_turn
+        if self.state in _OVERLAPS:
+            self._silence_for_caller()
+        turn.ordered, turn.interrupted = self.position, False
+        if self.state in (State.USER_SPEAKING, State.OVERLAP):
+            turn.last_voiced = max(self.position, turn.parts[-1].start)
+            self.ask(turn.parts[-1], turn.last_voiced, speculative=False)
+        return self.decide()
+
+    def _clear(self, _: t.ClearAsked) -> State:
+        self.floor = self.position
+        return self.state
+
+    def _clear_turn(self, _: t.ClearAsked) -> State:
+        self.drop()
+        self.floor = self.position
+        if self.state is not State.USER_SPEAKING:
+            return State.LISTENING
+        self.open(self.position)
+        return State.USER_SPEAKING
+
+    def _clear_overlap(self, _: t.ClearAsked) -> State:
+        self._overhear(None)
+        self.floor = self.position
+        if self.state is not State.OVERLAP:
+            return State.SPEAKING
+        self.open(self.position)
+        return State.OVERLAP
 
     # --- detection is lost --------------------------------------------------------------------------
 
     def detect_from(self, heard: int) -> int:
         """Where detection must begin again when it had got to about ``heard``, to miss and repeat nothing."""
-        if self.state is State.USER_SPEAKING:
+        if self.state in (State.USER_SPEAKING, State.OVERLAP):
             # What was cut off before the stretch's last part is heard already.
-            return max(self._open_turn.stretch, self._open_turn.parts[-1].start)
-        return max(heard, self._turn.last_voiced if self._turn is not None else self._floor)
+            return max(self.open_turn.stretch, self.open_turn.parts[-1].start)
+        return max(heard, self.turn.last_voiced if self.turn is not None else self.floor)
 
-    def _restarted(self, event: DetectionRestarted) -> State:
+    def _restarted(self, event: t.DetectionRestarted) -> State:
         self.position = event.at
-        if self.state is not State.USER_SPEAKING:
-            return self.state
+        self._quiet_since = min(self._quiet_since, event.at)
+        return self.state
+
+    def _restarted_overlap(self, event: t.DetectionRestarted) -> State:
+        self._restarted(event)
+        # It is heard again.
+        self.drop_requests(self.open_turn)
+        self.turn = None
+        return State.SPEAKING
+
+    def _restarted_speaking(self, event: t.DetectionRestarted) -> State:
         # Nobody reports the end of this stretch of speech. It is taken for a pause, which is over as soon as the
         # stretch is heard again, and ends the turn with what was heard before it if it is not.
-        turn = self._open_turn
+        self._restarted(event)
+        turn = self.open_turn
         part = turn.parts[-1]
         part.start = max(part.start, event.oldest)
         part.end = max(event.at, part.start)
@@ -425,28 +360,6 @@ class TurnTaking:
             part.text = ""
         turn.last_voiced = event.at
         return State.ENDPOINTING
-
-    # --- the open turn --------------------------------------------------------------------------------
-
-    @property
-    def _open_turn(self) -> _Turn:
-        assert self._turn is not None
-        return self._turn
-
-    def _close_turn(self) -> None:
-        if self._turn is not None:
-            self._floor = self._turn.last_voiced
-            self._turn = None
-
-    def _ask(self, part: _Part, end: int, *, speculative: bool) -> None:
-        self._tickets += 1
-        part.ticket, part.end, part.final = self._tickets, end, not speculative
-        self._actions.append(Transcribe(part.ticket, part.start, end, speculative))
-
-    def _asked(self, ticket: int) -> _Part | None:
-        if self._turn is None:
-            return None
-        return next((part for part in self._turn.parts if part.ticket == ticket), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,8 +370,8 @@ class Row:
     follows: tuple[State, ...]
 
 
-_L, _U, _E, _R, _T, _S = State
-_ANY_END = (_E, _R, _T, _L, _S)
+_L, _U, _E, _R, _T, _S, _O, _P, _H = State
+_ANY_END = (_E, _R, _T, _L, _S, _H)
 
 
 def _rows(
@@ -468,63 +381,129 @@ def _rows(
 
 
 _SPEECH = (SpeechStarted, SpeechResumed)
+_SILENCE = (SpeechPaused, SpeechEnded, AudioLost)
+_RESULTS = (t.TranscriptArrived, t.TranscriptFailed)
 
 TABLE: Mapping[tuple[State, type[Any]], Row] = (
     _rows(
         _L,
-        (_SPEECH, TurnTaking._begin, (_U,)),
+        (_SPEECH, TurnTaking.begin, (_U,)),
         # The end of speech that the agent was not listening to.
-        ((SpeechPaused, SpeechEnded, AudioLost), TurnTaking._stay, (_L,)),
-        ((Tick,), TurnTaking._tick, (_L,)),
-        ((DetectionRestarted,), TurnTaking._restarted, (_L,)),
-        ((TranscriptArrived, TranscriptFailed), TurnTaking._stay, (_L,)),
-        ((SayStarted,), TurnTaking._say, (_S,)),
+        (_SILENCE, TurnTaking._stay, (_L,)),
+        ((t.Tick,), TurnTaking._tick_listening, (_L,)),
+        ((t.DetectionRestarted,), TurnTaking._restarted, (_L,)),
+        ((*_RESULTS, t.EndOfTurn, t.CommitAsked, t.InterruptAsked), TurnTaking._stay, (_L,)),
+        ((t.SayStarted,), TurnTaking._say, (_S,)),
+        ((t.Interruptible,), TurnTaking._allow, (_L,)),
+        ((t.ClearAsked,), TurnTaking._clear, (_L,)),
     )
     | _rows(
         _U,
-        ((SpeechPaused, SpeechEnded, AudioLost), TurnTaking._pause, _ANY_END),
-        ((Tick,), TurnTaking._tick_speaking, (_U,)),
-        ((DetectionRestarted,), TurnTaking._restarted, (_E,)),
-        ((TranscriptArrived,), TurnTaking._transcript, (_U,)),
-        ((TranscriptFailed,), TurnTaking._transcript_failed, (_U,)),
+        (_SILENCE, TurnTaking.pause, _ANY_END),
+        ((t.Tick,), TurnTaking.tick_speaking, (_U,)),
+        ((t.DetectionRestarted,), TurnTaking._restarted_speaking, (_E,)),
+        ((t.TranscriptArrived,), TurnTaking.transcript, (_U,)),
+        ((t.TranscriptFailed,), TurnTaking.transcript_failed, (_U,)),
+        ((t.EndOfTurn,), TurnTaking._stay, (_U,)),
+        ((t.Interruptible,), TurnTaking._allow, (_U,)),
+        ((t.CommitAsked,), TurnTaking._order, (_R,)),
+        ((t.ClearAsked,), TurnTaking._clear_turn, (_U,)),
+        ((t.InterruptAsked,), TurnTaking._never_resume, (_U,)),
     )
     | _rows(
         _E,
-        (_SPEECH, TurnTaking._go_on, (_U,)),
+        (_SPEECH, TurnTaking.go_on, (_U,)),
         ((SpeechEnded, AudioLost), TurnTaking._stay, (_E,)),
-        ((Tick,), TurnTaking._tick_endpointing, _ANY_END),
-        ((DetectionRestarted,), TurnTaking._restarted, (_E,)),
-        ((TranscriptArrived,), TurnTaking._transcript, (_E,)),
-        ((TranscriptFailed,), TurnTaking._transcript_failed, (_E,)),
+        ((t.Tick,), TurnTaking.tick_endpointing, _ANY_END),
+        ((t.DetectionRestarted,), TurnTaking._restarted, (_E,)),
+        ((t.TranscriptArrived,), TurnTaking.transcript, _ANY_END),
+        ((t.TranscriptFailed,), TurnTaking.transcript_failed, _ANY_END),
+        ((t.EndOfTurn,), TurnTaking.end_of_turn, (_E, _T)),
+        ((t.Interruptible,), TurnTaking._allow, (_E,)),
+        ((t.CommitAsked,), TurnTaking._order, (_R, _T, _L)),
+        ((t.ClearAsked,), TurnTaking._clear_turn, (_L,)),
+        ((t.InterruptAsked,), TurnTaking._never_resume, (_E,)),
     )
     | _rows(
         _R,
-        (_SPEECH, TurnTaking._go_on, (_U,)),
-        ((SpeechEnded, AudioLost), TurnTaking._stay, (_R,)),
-        ((Tick,), TurnTaking._tick, (_R,)),
-        ((DetectionRestarted,), TurnTaking._restarted, (_R,)),
-        ((TranscriptArrived,), TurnTaking._transcript, (_R, _T, _L, _S)),
-        ((TranscriptFailed,), TurnTaking._transcript_failed, (_R, _T, _L, _S)),
+        (_SPEECH, TurnTaking.go_on, (_U, _R)),
+        # Paused: of speech after the end of the turn was asked for.
+        (_SILENCE, TurnTaking._stay, (_R,)),
+        ((t.Tick,), TurnTaking.tick, (_R,)),
+        ((t.DetectionRestarted,), TurnTaking._restarted, (_R,)),
+        ((t.TranscriptArrived,), TurnTaking.transcript, _ANY_END),
+        ((t.TranscriptFailed,), TurnTaking.transcript_failed, _ANY_END),
+        ((t.EndOfTurn,), TurnTaking._stay, (_R,)),
+        ((t.Interruptible,), TurnTaking._allow, (_R,)),
+        ((t.CommitAsked,), TurnTaking._order, (_R,)),
+        ((t.ClearAsked,), TurnTaking._clear_turn, (_L,)),
+        ((t.InterruptAsked,), TurnTaking._never_resume, (_R,)),
     )
     | _rows(
         _T,
-        (_SPEECH, TurnTaking._take_back, (_U,)),
-        ((SpeechEnded, AudioLost), TurnTaking._stay, (_T,)),
-        ((Tick,), TurnTaking._tick, (_T,)),
-        ((DetectionRestarted,), TurnTaking._restarted, (_T,)),
-        ((TranscriptArrived, TranscriptFailed), TurnTaking._stay, (_T,)),
-        ((AnswerHeard,), TurnTaking._heard, (_S,)),
-        ((AnswerFinished,), TurnTaking._finished, (_L,)),
+        (_SPEECH, TurnTaking._take_back, (_U, _T)),
+        (_SILENCE, TurnTaking._stay, (_T,)),
+        ((t.Tick,), TurnTaking.tick, (_T,)),
+        ((t.DetectionRestarted,), TurnTaking._restarted, (_T,)),
+        ((*_RESULTS, t.EndOfTurn, t.CommitAsked, t.ClearAsked), TurnTaking._stay, (_T,)),
+        ((t.Interruptible,), TurnTaking._allow, (_T,)),
+        ((t.AnswerHeard,), TurnTaking._heard, (_S,)),
+        ((t.AnswerFinished,), TurnTaking._finished, (_L,)),
+        ((t.InterruptAsked,), TurnTaking._stop, (_L,)),
     )
     | _rows(
         _S,
-        (_SPEECH, TurnTaking._barge_in, (_U, _S)),
-        # Of the turn that is being answered, or of speech that may not interrupt.
-        ((SpeechPaused, SpeechEnded, AudioLost), TurnTaking._stay, (_S,)),
-        ((Tick,), TurnTaking._tick, (_S,)),
-        ((DetectionRestarted,), TurnTaking._restarted, (_S,)),
-        ((TranscriptArrived, TranscriptFailed), TurnTaking._stay, (_S,)),
-        ((AnswerHeard,), TurnTaking._stay, (_S,)),
-        ((AnswerFinished,), TurnTaking._finished, (_L,)),
+        (_SPEECH, TurnTaking._speak_over, (_O, _U)),
+        # Of the turn that is being answered.
+        (_SILENCE, TurnTaking._stay, (_S,)),
+        ((t.Tick,), TurnTaking.tick, (_S,)),
+        ((t.DetectionRestarted,), TurnTaking._restarted, (_S,)),
+        ((*_RESULTS, t.EndOfTurn, t.CommitAsked), TurnTaking._stay, (_S,)),
+        ((t.Interruptible,), TurnTaking._allow, (_S,)),
+        ((t.AnswerHeard,), TurnTaking._heard, (_S,)),
+        ((t.AnswerFinished,), TurnTaking._finished, (_L, _E, _T)),
+        ((t.ClearAsked,), TurnTaking._clear, (_S,)),
+        ((t.InterruptAsked,), TurnTaking._stop, (_L,)),
+    )
+    | _rows(
+        _O,
+        (_SILENCE, TurnTaking._pause_overlap, (_P, _S)),
+        ((t.Tick,), TurnTaking._tick_overlap, (_O, _U)),
+        ((t.DetectionRestarted,), TurnTaking._restarted_overlap, (_S,)),
+        ((t.TranscriptArrived,), TurnTaking._transcript_overlap, (_O, _U)),
+        ((t.TranscriptFailed,), TurnTaking._failed_overlap, (_O,)),
+        ((t.EndOfTurn,), TurnTaking._stay, (_O,)),
+        ((t.Interruptible,), TurnTaking._allow, (_O,)),
+        ((t.AnswerHeard,), TurnTaking._heard, (_O,)),
+        ((t.AnswerFinished,), TurnTaking._outlasted, (_U,)),
+        ((t.CommitAsked,), TurnTaking._order, (_R,)),
+        ((t.ClearAsked,), TurnTaking._clear_overlap, (_O,)),
+        ((t.InterruptAsked,), TurnTaking._stop_overlap, (_U,)),
+    )
+    | _rows(
+        _P,
+        (_SPEECH, TurnTaking._go_on_overlap, (_O,)),
+        ((SpeechEnded, AudioLost), TurnTaking._stay, (_P,)),
+        ((t.Tick,), TurnTaking.tick, (_P,)),
+        ((t.DetectionRestarted,), TurnTaking._restarted, (_P,)),
+        ((t.TranscriptArrived,), TurnTaking._transcript_overlap_paused, (_P, *_ANY_END)),
+        ((t.TranscriptFailed,), TurnTaking._failed_overlap, (_P, _S)),
+        ((t.EndOfTurn,), TurnTaking._stay, (_P,)),
+        ((t.Interruptible,), TurnTaking._allow, (_P,)),
+        ((t.AnswerHeard,), TurnTaking._heard, (_P,)),
+        ((t.AnswerFinished,), TurnTaking._outlasted_paused, _ANY_END),
+        ((t.CommitAsked,), TurnTaking._order, (_R, _T, _L)),
+        ((t.ClearAsked,), TurnTaking._clear_overlap, (_S,)),
+        ((t.InterruptAsked,), TurnTaking._stop_overlap, _ANY_END),
+    )
+    | _rows(
+        _H,
+        (_SPEECH, TurnTaking.go_on, (_U,)),
+        ((SpeechEnded, AudioLost), TurnTaking._stay, (_H,)),
+        ((t.Tick,), TurnTaking.tick_endpointing, (_H, _S)),
+        ((t.DetectionRestarted,), TurnTaking._restarted, (_H,)),
+        ((*_RESULTS, t.EndOfTurn, t.CommitAsked), TurnTaking._stay, (_H,)),
+        ((t.Interruptible,), TurnTaking._allow, (_H,)),
+        ((t.ClearAsked, t.InterruptAsked), TurnTaking._never_resume, (_L,)),
     )
 )

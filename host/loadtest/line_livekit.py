@@ -149,13 +149,16 @@ class LiveKitLine:
         self._start(self._read(reader, identity), "transcript")
 
     async def _read(self, reader: rtc.TextStreamReader, identity: str) -> None:
-        at_s = time.monotonic()
-        text = await reader.read_all()
+        try:
+            text = await reader.read_all()
+        except rtc.StreamError:
+            # The room ended within it.
+            return
         attributes = reader.info.attributes or {}
         own = identity == self._room.local_participant.identity
         self._call.shown(
             Shown(
-                at_s,
+                time.monotonic(),
                 "user" if own else "agent",
                 attributes.get("lk.segment_id", ""),
                 text,

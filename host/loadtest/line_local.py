@@ -55,6 +55,9 @@ class LocalLine:
                 case line.Kind.TEXT:
                     text = line.Text.unpack(body)
                     self._call.shown(Shown(time.monotonic(), text.side, text.segment, text.text, text.final))
+                case line.Kind.METRICS:
+                    # A load test measures by itself.
+                    pass
                 case _:
                     raise line.LineError(f"{kind.name} from a job at this time")
 

@@ -84,7 +84,7 @@ async def run(
                 test.habits,
                 test.duration_s,
                 test.target_ms / 1000,
-                config.session.min_endpointing_delay_ms / 1000,
+                config.session.vad_endpointing_delay_ms / 1000,
                 test.seed,
                 test.check if config.inference.engines != "fake" else 0,
                 folder,
@@ -140,10 +140,13 @@ async def _curve(
 
 def _prepared(test: LoadTest, config: Config, engines: str) -> Config:
     places = test.places or (max(test.rooms) if test.rooms else test.most)
-    session = replace(config.session, max_reply_tokens=test.reply_tokens)
+    # Every turn waits for the same silence, which is taken off, and none of the work of an answer is hidden in it.
+    session = replace(
+        config.session, turn_detection="vad", preemptive=False, min_interruption_ms=0, max_reply_tokens=test.reply_tokens
+    )
     if engines == "stock":
         # Nothing is asked of them that they could not take back: they transcribe a turn when it is over.
-        session = replace(session, pause_ms=session.min_endpointing_delay_ms, partial_transcripts=False)
+        session = replace(session, pause_ms=session.vad_endpointing_delay_ms, partial_transcripts=False)
     return msgspec.structs.replace(
         config,
         inference=msgspec.structs.replace(config.inference, max_rooms=places, engines=engines),

@@ -93,7 +93,7 @@ def make(test: LoadTest, config: Config, curves: list[Curve]) -> Report:
             test.duration_s,
             test.habits.cycle_s,
             test.habits.call_s,
-            config.session.min_endpointing_delay_ms,
+            config.session.vad_endpointing_delay_ms,
             test.reply_tokens,
             test.transport,
             str(test.speech),

@@ -200,7 +200,7 @@ def transcribe_in_steps(
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation. ``role``: "system", "user" or "assistant"."""
+    """One message of a conversation. ``role``: "system", "user", "assistant" or "tool"."""
 
     role: str
     content: str
@@ -241,7 +241,9 @@ class TokensOut:
 
     ``text`` never ends inside a UTF-8 character or inside a possible stop string. ``finish`` is
     None while the generation goes on; the counts are valid when it is set. ``cached_tokens``: the
-    part of the prompt that was still in the slot's KV cache and was not decoded again.
+    part of the prompt that was still in the slot's KV cache and was not decoded again. ``end_of_turn``: in the
+    first entry of a generation that was asked for it, the probability that the user's message is complete; -1
+    where it is not known.
     """
 
     request: int
@@ -250,6 +252,7 @@ class TokensOut:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    end_of_turn: float = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +272,14 @@ class LanguageModelEngine(Protocol):
     def load(self, model: Path, options: EngineOptions) -> None:
         """Load the GGUF file ``model``; all KV memory for ``options.max_rooms`` slots is taken here."""
 
-    def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
+    def start(
+        self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling, *, end_of_turn: bool = False
+    ) -> None:
         """Queue a generation that answers ``messages``. Raises ``EngineError`` for a prompt that cannot fit.
 
         Only the tokens after the longest prefix shared with the slot's KV cache are decoded. A slot
-        runs one generation at a time.
+        runs one generation at a time. ``end_of_turn``: say how likely the last message is complete, as soon as
+        the prompt is decoded.
         """
 
     def step(self, urgent: frozenset[int] | None = None) -> list[TokensOut | GenerationFailed]:
@@ -326,8 +332,11 @@ class TextToSpeechEngine(Protocol):
     def load(self, model: Path, options: EngineOptions) -> None:
         """Load the voice: ``model`` is the .onnx file, its settings lie beside it as .onnx.json."""
 
-    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0) -> None:
-        """Queue a phrase. ``speed`` 1.0 is the voice's own; text with nothing to say yields one empty last block."""
+    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0, speaker: int = -1) -> None:
+        """Queue a phrase. ``speed`` 1.0 is the voice's own; text with nothing to say yields one empty last block.
+
+        ``speaker``: of a voice with several, from 0; -1 is its own choice. Raises ``EngineError`` for one it lacks.
+        """
 
     def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:
         """The next block of as many of ``requests`` as fit into one quantum, at least of one.

@@ -183,12 +183,26 @@ def echo(messages: Sequence[Message]) -> str:
     return f"You said: {messages[-1].content}"
 
 
+UNFINISHED: Final = frozenset(
+    {"a", "an", "and", "at", "but", "for", "my", "of", "or", "so", "the", "to", "uh", "um", "with"}
+)
+"""After these words the fake believes that the caller goes on."""
+
+
+def turn_is_over(messages: Sequence[Message]) -> float:
+    """The fake's usual guess: 0.05 after one of the ``UNFINISHED`` words and after a comma, else 0.95."""
+    text = messages[-1].content.rstrip(" .?!").lower()
+    unfinished = text.endswith(",") or text.rpartition(" ")[2] in UNFINISHED
+    return 0.05 if unfinished else 0.95
+
+
 class FakeLanguageModel:
     """Answers with ``answer(messages)``, one word a step; a token is a word.
 
     Prompt tokens are decoded in chunks of ``prefill_chunk`` words, and those a slot shares with its
     former prompt and reply count as cached, as in a KV cache. ``answer`` may raise ``EngineError``
-    to poison one request. A grammar or schema is not obeyed.
+    to poison one request. A grammar or schema is not obeyed. ``end_of_turn(messages)`` is said as soon as a prompt
+    that ends with a user's message is decoded, where it is asked for; -1 is not known.
     """
 
     def __init__(
@@ -196,10 +210,12 @@ class FakeLanguageModel:
         answer: Callable[[Sequence[Message]], str] = echo,
         cost_s: float = 0.0,
         prefill_chunk: int = 128,
+        end_of_turn: Callable[[Sequence[Message]], float] = turn_is_over,
     ) -> None:
         self.answer = answer
         self.cost_s = cost_s
         self.prefill_chunk = prefill_chunk
+        self.end_of_turn = end_of_turn
         self._context_tokens = 0
         self._cached: list[list[str]] = []
         self._generations: dict[int, _FakeGeneration] = {}
@@ -210,7 +226,9 @@ class FakeLanguageModel:
         self._cached = [[] for _ in range(options.max_rooms)]
         self._generations.clear()
 
-    def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
+    def start(
+        self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling, *, end_of_turn: bool = False
+    ) -> None:
         """Queue an answer. Raises ``EngineError`` for a slot or id in use and for a prompt that cannot fit."""
         _check_slot(slot, len(self._cached))
         check_sampling(sampling)
@@ -230,7 +248,7 @@ class FakeLanguageModel:
             shared += 1
         del cached[shared:]
         self._generations[request] = _FakeGeneration(
-            request, slot, tuple(messages), prompt, shared, sampling.max_tokens
+            request, slot, tuple(messages), prompt, shared, sampling.max_tokens, end_of_turn
         )
 
     def step(self, urgent: frozenset[int] | None = None) -> list[TokensOut | GenerationFailed]:
@@ -250,12 +268,16 @@ class FakeLanguageModel:
                 cached += chunk
                 if len(chunk) < len(missing):
                     continue
+                known = -1.0
+                if generation.end_of_turn and generation.messages[-1].role == "user":
+                    known = self.end_of_turn(generation.messages)
                 if not generation.max_tokens:
                     self.cancel(generation.request)
-                    out.append(
-                        TokensOut(generation.request, "", "length", len(generation.prompt), generation.shared, 0)
-                    )
+                    counts = len(generation.prompt), generation.shared, 0
+                    out.append(TokensOut(generation.request, "", "length", *counts, end_of_turn=known))
                     continue
+                if known >= 0:
+                    out.append(TokensOut(generation.request, "", end_of_turn=known))
                 try:
                     generation.words = deque(self.answer(generation.messages).split())
                 except EngineError as exc:
@@ -313,32 +335,41 @@ class _FakeGeneration:
     prompt: list[str]
     shared: int
     max_tokens: int
+    end_of_turn: bool
     words: deque[str] | None = None
     said: int = 0
 
 
 class FakeTextToSpeech:
-    """A sine tone of ``WORD_S`` a word, in blocks of ``block_s``; silence costs nothing to say."""
+    """A sine tone of ``WORD_S`` a word, in blocks of ``block_s``; silence costs nothing to say.
 
-    def __init__(self, cost_s: float = 0.0, sample_rate: int = 22_050, block_s: float = 1.0) -> None:
+    ``speakers``: how many it has; each is a semitone above the one before.
+    """
+
+    def __init__(self, cost_s: float = 0.0, sample_rate: int = 22_050, block_s: float = 1.0, speakers: int = 1) -> None:
         self.cost_s = cost_s
         self.sample_rate = sample_rate
         self.block_s = block_s
+        self.speakers = speakers
         self._left: dict[int, NDArray[np.int16]] = {}
 
     def load(self, model: Path, options: EngineOptions) -> None:  # noqa: ARG002 (the Protocol's)
         """Nothing to load; ``model`` need not exist."""
         self._left.clear()
 
-    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0) -> None:
-        """Queue a tone. Raises ``EngineError`` for an id in use, a speed that is not positive, a negative volume."""
+    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0, speaker: int = -1) -> None:
+        """Queue a tone. Raises ``EngineError`` for an id in use, a speed that is not positive, a negative volume and
+        a speaker that it has not."""
         if request in self._left:
             raise EngineError(f"fake: request {request} is already running")
         if not speed > 0 or not volume >= 0:
             raise EngineError(f"fake: speed is {speed}, volume is {volume}")
+        if not -1 <= speaker < self.speakers:
+            raise EngineError(f"fake: speaker is {speaker}, allowed: -1 to {self.speakers - 1}")
         words = sum(any(char.isalnum() for char in word) for word in text.split())
         samples = round(words * WORD_S / speed * self.sample_rate)
-        wave = np.sin(np.arange(samples) * (2 * np.pi * TONE_HZ / self.sample_rate))
+        tone_hz = TONE_HZ * 2 ** (max(speaker, 0) / 12)
+        wave = np.sin(np.arange(samples) * (2 * np.pi * tone_hz / self.sample_rate))
         self._left[request] = np.clip(wave * (16_000 * volume), -32_767, 32_767).astype(np.int16)
 
     def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:

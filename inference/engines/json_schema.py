@@ -6,6 +6,8 @@ date-time, uuid; others say nothing about the form), ``minimum``, ``maximum`` an
 integer, ``anyOf``, ``oneOf``, ``allOf`` of one, and ``$ref`` within the schema. What would narrow the texts and is
 not understood is refused: an answer that only seems to obey is worse than an error.
 
+A grammar may have schemas in it, one a line: ``name ::= %json {"type": "integer"}`` is a rule of the texts that obey.
+
 The grammar allows less than the schema where that costs nothing: an object has its properties in the schema's order
 and no others, white space is at most one space after a comma or colon (small models write spaces for ever when they
 may), and no ``\\u`` escapes.
@@ -14,6 +16,7 @@ may), and no ``\\u`` escapes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
@@ -48,6 +51,10 @@ _BASE: Final = {
 _FORMATS: Final = {"date": "date", "time": "time", "date-time": 'date "T" time', "uuid": "uuid"}
 _TYPES: Final = ("string", "integer", "number", "boolean", "null", "array", "object")
 
+_SCHEMA_LINE: Final = re.compile(r"[ \t]*(?P<name>[\w-]+)[ \t]*::=[ \t]*%json\b(?P<schema>.*)", re.ASCII)
+_RULE: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\{[0-9,]*\}|(?P<rule>[\w-]+)', re.ASCII)
+"""A rule's name, or what stands in a schema's grammar and may look like one: a literal, characters, a repetition."""
+
 _SAYS_NOTHING: Final = frozenset({
     "$schema", "$id", "$comment", "$anchor", "$defs", "definitions", "title", "description", "default", "examples",
     "deprecated", "readOnly", "writeOnly", "format", "contentMediaType", "contentEncoding",
@@ -67,6 +74,27 @@ def schema_to_grammar(text: str) -> str:
         return _Grammar(schema).text()
     except (ValueError, RecursionError) as exc:
         raise EngineError(f"language model: json_schema is not JSON: {exc}") from exc
+
+
+def put_schemas(grammar: str) -> str:
+    """``grammar`` with rules in the place of each line ``name ::= %json SCHEMA``. Raises ``EngineError``."""
+    if "%json" not in grammar:
+        return grammar
+    lines = []
+    for line in grammar.split("\n"):
+        found = _SCHEMA_LINE.fullmatch(line)
+        lines.append(line if found is None else _named(found["name"], schema_to_grammar(found["schema"])))
+    return "\n".join(lines)
+
+
+def _named(name: str, grammar: str) -> str:
+    """A schema's ``grammar`` as the rule ``name`` and others whose names begin with it."""
+
+    def rename(found: re.Match[str]) -> str:
+        rule = found["rule"]
+        return found[0] if rule is None else name if rule == "root" else f"{name}-{rule}"
+
+    return _RULE.sub(rename, grammar)
 
 
 def _refuse(path: str, what: str) -> NoReturn:

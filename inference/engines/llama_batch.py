@@ -57,8 +57,9 @@ class Batch:
         """No tokens."""
         self.native.n_tokens = 0
 
-    def add(self, tokens: Sequence[int], position: int, sequence: int, logits: bool) -> int:
-        """Append ``tokens`` from ``position`` on; ``logits`` asks for the last one's. Returns the last row."""
+    def add(self, tokens: Sequence[int], position: int, sequence: int, logits: bool, also: Sequence[int] = ()) -> int:
+        """Append ``tokens`` from ``position`` on; ``logits`` asks for the last one's, ``also`` for those of others of
+        them. Returns the last row."""
         start = self.native.n_tokens
         end = start + len(tokens)
         token, positions, sequences, wanted, _, _ = self._arrays
@@ -67,6 +68,8 @@ class Batch:
         sequences[start:end] = sequence
         wanted[start:end] = 0
         wanted[end - 1] = logits
+        for index in also:
+            wanted[start + index] = True
         self.native.n_tokens = end
         return int(end) - 1
 

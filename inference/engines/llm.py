@@ -18,7 +18,6 @@ contexts (``resident_rooms``): who takes part in a step is in it, and who has no
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,9 +37,12 @@ from inference.engines.base import (
 )
 from inference.engines.kv_cache import KvCache
 from inference.engines.llama_batch import Batch, native_errors, redirect_log
-from inference.engines.prompt import CHATML, ChatTemplate, TextStream
+from inference.engines.prompt import TextStream
 from inference.engines.reuse import SaidMessages, common_prefix
-from inference.engines.sampler import Candidates, Sampler
+from inference.engines.sampler import Candidates, Sampler, logits_of
+from inference.engines.turn_end_examples import ExampleReader, learn_turn_ends
+from inference.engines.turn_ends import TurnEnds, end_of_words
+from inference.engines.vocabulary import Vocabulary
 
 PREFILL_CHUNK: Final = 128
 """Prompt tokens in one step, over all generations: what bounds the time the others wait for their next token."""
@@ -66,22 +68,18 @@ class LlamaLanguageModel:
         self._lib: Any = None
         self._model: Any = None
         self._context: Any = None
-        self._vocab: Any = None
+        self._vocabulary: Vocabulary | None = None
         self._cache: KvCache | None = None
         self._batch: Batch | None = None
         self._candidates: Candidates | None = None
-        self._template: ChatTemplate | None = None
         self._context_tokens = 0
         self._slots = 0
         self._said: list[SaidMessages] = []  # per slot
         self._system: tuple[str, list[int]] = ("", [])  # the last system text and the tokens it begins a prompt with
         self._generations: dict[int, _Generation] = {}  # the oldest first
         self._ended = 0  # generations: who waits for KV cells tries again when one has
-        self._pieces: dict[int, bytes] = {}
-        self._longest_piece = 1
-        self._end_tokens: frozenset[int] = frozenset()
-        self._control_tokens: frozenset[int] = frozenset()
-        self._default_stop: tuple[str, ...] = ()
+        self._turn_ends = TurnEnds(())
+        self._decided: dict[int, tuple[list[int], float]] = {}  # slot: a prompt up to its last word, and what it said
 
     def __repr__(self) -> str:
         return f"LlamaLanguageModel(slots={self._slots}, running={len(self._generations)})"
@@ -134,7 +132,6 @@ class LlamaLanguageModel:
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             self._fail_load(f"no memory for {resident} rooms of {options.context_tokens} tokens")
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._context_tokens = options.context_tokens
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
         if options.context_tokens > trained:
@@ -143,9 +140,11 @@ class LlamaLanguageModel:
         self._cache = KvCache(llama_cpp, self._model, self._context, options.max_rooms, options.context_tokens, spare)
         self._slots = options.max_rooms
         self._batch = Batch(llama_cpp, PREFILL_CHUNK + options.max_rooms)
-        self._candidates = Candidates(llama_cpp, llama_cpp.llama_vocab_n_tokens(self._vocab))
-        self._read_vocabulary()
-        self._said = [SaidMessages(self._piece, self._control_tokens) for _ in range(options.max_rooms)]
+        self._vocabulary = vocabulary = Vocabulary(llama_cpp, self._model)
+        self._candidates = Candidates(llama_cpp, vocabulary.size)
+        self._said = [SaidMessages(vocabulary.piece, vocabulary.control) for _ in range(options.max_rooms)]
+        reader = ExampleReader(llama_cpp, self._context, self._batch, self._slots, PREFILL_CHUNK)
+        self._turn_ends = learn_turn_ends(vocabulary, reader)
 
     def close(self) -> None:
         """Free model, context and samplers."""
@@ -156,46 +155,23 @@ class LlamaLanguageModel:
             self._lib.llama_free(self._context)
         if self._model:
             self._lib.llama_model_free(self._model)
-        self._context = self._model = self._vocab = None
-        self._cache = self._batch = self._candidates = self._template = None
+        self._context = self._model = self._vocabulary = None
+        self._cache = self._batch = self._candidates = None
         self._slots = 0
         self._said = []
         self._system = ("", [])
-        self._pieces = {}
+        self._decided = {}
 
     def _fail_load(self, what: str) -> NoReturn:
         reason = "; ".join(native_errors) or "llama.cpp gave no reason"
         self.close()
         raise EngineError(f"language model: {what}: {reason}")
 
-    def _read_vocabulary(self) -> None:
-        lib, vocab = self._lib, self._vocab
-
-        def text_of(token: int) -> str:
-            return str(lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")) if token >= 0 else ""
-
-        tokens = range(lib.llama_vocab_n_tokens(vocab))
-        self._end_tokens = frozenset(t for t in tokens if lib.llama_vocab_is_eog(vocab, t))
-        self._control_tokens = frozenset(t for t in tokens if lib.llama_vocab_is_control(vocab, t))
-        # What the vocabulary writes for a token is never shorter than the token's own bytes.
-        self._longest_piece = max(len(lib.llama_vocab_get_text(vocab, t)) for t in tokens)
-        control = [text_of(t) for t in sorted(self._control_tokens)]
-        source = lib.llama_model_chat_template(self._model, None)
-        self._default_stop = ()
-        if not source:
-            _log.warning("the model file has no chat template; using ChatML")
-            self._default_stop = ("<|im_end|>",)
-            control += ["<|im_start|>", "<|im_end|>"]
-        self._template = ChatTemplate(
-            source.decode("utf-8") if source else CHATML,
-            bos=text_of(lib.llama_vocab_bos(vocab)),
-            eos=text_of(lib.llama_vocab_eos(vocab)),
-            control=[text for text in control if text],
-        )
-
     # --- requests -----------------------------------------------------------------------------
 
-    def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
+    def start(
+        self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling, *, end_of_turn: bool = False
+    ) -> None:
         """Queue a generation that answers ``messages``; with ``max_tokens`` 0 they are only decoded.
 
         A system message alone, with ``max_tokens`` 0, is what any conversation under it begins with.
@@ -203,7 +179,7 @@ class LlamaLanguageModel:
         Raises ``EngineError`` for a prompt that cannot fit beside ``sampling.max_tokens`` in the
         room's context, for messages the model's template refuses, and for a slot or id in use.
         """
-        self._check_slot(slot)
+        vocabulary = self._check_slot(slot)
         if request in self._generations:
             raise EngineError(f"language model: request {request} is already running")
         if any(running.slot == slot for running in self._generations.values()):
@@ -212,31 +188,43 @@ class LlamaLanguageModel:
         if not messages:
             raise EngineError("language model: no messages to answer")
         room = self._context_tokens - sampling.max_tokens - CONTEXT_MARGIN
-        self._refuse_longer(messages, room)
-        prompt, system = self._prompt(slot, messages, sampling)
+        self._refuse_longer(vocabulary, messages, room)
+        prompt, system, behind = self._prompt(vocabulary, slot, messages, sampling)
         if len(prompt) > room:
             self._too_long(f"has {len(prompt)} tokens", room)
+        # The last token is decoded again for what follows it, unless nothing is to follow.
+        reusable = len(prompt) - (sampling.max_tokens > 0)
+        last_word, known = -1, -1.0
+        if end_of_turn and behind and self._turn_ends.calibration is not None:
+            last_word = len(prompt) - behind - 1
+            decided, probability = self._decided.get(slot, ([], -1.0))
+            if decided == prompt[: last_word + 1]:
+                known = probability
+            else:
+                reusable = min(reusable, last_word)
         assert self._candidates is not None
         self._generations[request] = _Generation(
             request=request,
             slot=slot,
             prompt=prompt,
             system=system,
-            # The last token is decoded again for what follows it, unless nothing is to follow.
-            reusable=len(prompt) - (sampling.max_tokens > 0),
+            reusable=reusable,
             max_tokens=sampling.max_tokens,
-            sampler=Sampler(self._lib, self._vocab, sampling, self._candidates),
-            text=TextStream(sampling.stop + self._default_stop),
+            sampler=Sampler(self._lib, vocabulary.native, sampling, self._candidates),
+            text=TextStream(sampling.stop + vocabulary.default_stop),
+            last_word=last_word,
+            end_of_turn=known,
         )
 
     def step(self, urgent: frozenset[int] | None = None) -> list[TokensOut | GenerationFailed]:
         """One ``llama_decode``: up to ``PREFILL_CHUNK`` prompt tokens and one token of every answering generation.
 
         ``urgent``: when given, only these requests take part. The result has an entry for each
-        request that got text, finished or failed; a token that gave no text yet gives no entry.
+        request that got text, finished or failed, or whose end of turn is known; a token that gave no text yet
+        gives no entry.
         """
         chosen = [g for g in self._generations.values() if urgent is None or g.request in urgent]
-        if not chosen or self._cache is None or self._batch is None:
+        if not chosen or self._cache is None or self._batch is None or self._vocabulary is None:
             return []
         out: list[TokensOut | GenerationFailed] = []
         ready = self._resident(chosen, self._cache, out)
@@ -256,6 +244,9 @@ class LlamaLanguageModel:
         for part in parts:
             generation = part.generation
             self._cache.append(generation.slot, part.tokens)
+            if part.last_word_row >= 0:
+                logits = logits_of(self._lib, self._context, part.last_word_row, self._vocabulary.size)
+                self._decide(generation, self._turn_ends.probability(logits), out)
             if generation.next_token is None:
                 generation.done += len(part.tokens)
                 if generation.done == len(generation.prompt):
@@ -264,7 +255,7 @@ class LlamaLanguageModel:
                     out.append(self._end(generation, "length"))
         for part in parts:
             if part.row >= 0:
-                result = self._advance(part.generation, part.row, self._cache)
+                result = self._advance(part.generation, part.row, self._cache, self._vocabulary)
                 if result is not None:
                     out.append(result)
         return out
@@ -317,6 +308,8 @@ class LlamaLanguageModel:
                 generation.done = cache.reuse(slot, generation.prompt, generation.system, generation.reusable)
                 generation.cached = generation.done
                 self._take_system(generation, cache)
+                if generation.end_of_turn >= 0 and generation.max_tokens > 0:
+                    out.append(TokensOut(generation.request, "", end_of_turn=generation.end_of_turn))
             elif generation.done and not cache.tokens(slot):
                 out.append(self._failed(generation, EngineError("language model: the room's KV cache was lost")))
                 continue
@@ -356,9 +349,19 @@ class LlamaLanguageModel:
             chunk = generation.prompt[generation.done : generation.done + budget]
             budget -= len(chunk)
             last = generation.max_tokens > 0 and generation.done + len(chunk) == len(generation.prompt)
-            row = batch.add(chunk, generation.done, generation.slot, last)
-            parts.append(_Part(generation, chunk, row if last else -1))
+            word = generation.last_word - generation.done if generation.end_of_turn < 0 else -1
+            has_word = 0 <= word < len(chunk)
+            row = batch.add(chunk, generation.done, generation.slot, last, [word] if has_word else ())
+            word_row = row - len(chunk) + 1 + word if has_word else -1
+            parts.append(_Part(generation, chunk, row if last else -1, word_row))
         return parts
+
+    def _decide(self, generation: _Generation, probability: float, out: list[TokensOut | GenerationFailed]) -> None:
+        """The user's message is complete with ``probability``: say so at once if more is to come."""
+        generation.end_of_turn = probability
+        self._decided[generation.slot] = (generation.prompt[: generation.last_word + 1], probability)
+        if generation.max_tokens > 0:
+            out.append(TokensOut(generation.request, "", end_of_turn=probability))
 
     def _make_room(self, ready: list[_Generation], cache: KvCache) -> bool:
         """Give back KV cells for the step of ``ready``; its youngest waits when nobody else can. False: no cells."""
@@ -383,7 +386,9 @@ class LlamaLanguageModel:
         if generation.done < share and cache.take(generation.slot, generation.prompt[:share]):
             generation.done = generation.cached = share
 
-    def _advance(self, generation: _Generation, row: int, cache: KvCache) -> TokensOut | GenerationFailed | None:
+    def _advance(
+        self, generation: _Generation, row: int, cache: KvCache, vocabulary: Vocabulary
+    ) -> TokensOut | GenerationFailed | None:
         try:
             token = generation.sampler.choose(self._context, row)
         except EngineError as exc:
@@ -391,12 +396,12 @@ class LlamaLanguageModel:
         finish: FinishReason | None = None
         text = ""
         generation.completion += 1
-        if token in self._end_tokens:
+        if token in vocabulary.ends:
             finish = "stop"
             generation.next_token = None
         else:
             generation.next_token = token
-            text = generation.text.feed(self._piece(token))
+            text = generation.text.feed(vocabulary.piece(token))
             # The new token is not in the cache yet, but a further one would need its place.
             used = len(cache.tokens(generation.slot)) + 1
             if generation.text.stopped:
@@ -416,6 +421,7 @@ class LlamaLanguageModel:
             prompt_tokens=len(generation.prompt),
             cached_tokens=generation.cached,
             completion_tokens=generation.completion,
+            end_of_turn=generation.end_of_turn if generation.max_tokens == 0 else -1.0,
         )
 
     def _failed(self, generation: _Generation, error: EngineError) -> GenerationFailed:
@@ -425,21 +431,22 @@ class LlamaLanguageModel:
     def _forget(self, slot: int) -> None:
         assert self._cache is not None
         self._cache.forget(slot)
-        self._said[slot] = SaidMessages(self._piece, self._control_tokens)
+        self._decided.pop(slot, None)
+        self._said[slot].forget()
 
     # --- text and tokens ----------------------------------------------------------------------
 
-    def _refuse_longer(self, messages: Sequence[Message], room: int) -> None:
+    def _refuse_longer(self, vocabulary: Vocabulary, messages: Sequence[Message], room: int) -> None:
         """Refuse what cannot fit for no more than what fits would cost: a megabyte takes long to tokenise."""
         chars = sum(len(message.content) for message in messages)
-        if chars > max(room, 0) * self._longest_piece or len(messages) > max(room, 0):
+        if chars > max(room, 0) * vocabulary.longest_piece or len(messages) > max(room, 0):
             self._too_long(f"has {chars} characters in {len(messages)} messages", room)
         if chars <= max(room, 0) * _PLAUSIBLE_CHARS:
             return
         count = 0
         for message in messages:
             for start in range(0, len(message.content), _PIECE_CHARS):
-                count += len(self._tokens(message.content[start : start + _PIECE_CHARS], special=False))
+                count += len(vocabulary.tokens(message.content[start : start + _PIECE_CHARS], special=False))
                 # A cut through a word makes at most a few tokens of it.
                 if count > room + 4 * (1 + chars // _PIECE_CHARS):
                     self._too_long(f"has more than {count} tokens", room)
@@ -450,61 +457,38 @@ class LlamaLanguageModel:
             f"less max_tokens {self._context_tokens - CONTEXT_MARGIN - room} and {CONTEXT_MARGIN})"
         )
 
-    def _prompt(self, slot: int, messages: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
-        """The tokens of ``messages``, and how many of them are the system prompt's."""
-        if messages[0].role != "system" or (len(messages) == 1 and sampling.max_tokens):
-            return self._said[slot].put_into(self._tokenize(messages)), 0
-        system = self._system_tokens(messages[0])
-        if len(messages) == 1:
-            return system, len(system)
-        prompt = self._said[slot].put_into(self._tokenize(messages))
-        return prompt, common_prefix(system, prompt)
+    def _prompt(
+        self, vocabulary: Vocabulary, slot: int, messages: Sequence[Message], sampling: Sampling
+    ) -> tuple[list[int], int, int]:
+        """The tokens of ``messages``; how many of them are the system prompt's, and how many lie behind the last word
+        of the user's message, if that is the last (else 0)."""
+        system: list[int] = []
+        if messages[0].role == "system":
+            if len(messages) == 1 and not sampling.max_tokens:
+                system = self._system_tokens(vocabulary, messages[0])
+                return system, len(system), 0
+            if len(messages) > 1:
+                system = self._system_tokens(vocabulary, messages[0])
+        text, tokens = vocabulary.prompt(messages)
+        prompt = self._said[slot].put_into(tokens)
+        last = messages[-1]
+        is_users = last.role == "user" and end_of_words(last.content) > 0
+        return prompt, common_prefix(system, prompt), vocabulary.behind_words(text, tokens) if is_users else 0
 
-    def _system_tokens(self, system: Message) -> list[int]:
+    def _system_tokens(self, vocabulary: Vocabulary, system: Message) -> list[int]:
         """What any conversation with this system message begins with."""
         if self._system[0] != system.content:
-            one = self._tokenize([system, Message("user", "a")])
-            other = self._tokenize([system, Message("user", "1")])
+            _, one = vocabulary.prompt([system, Message("user", "a")])
+            _, other = vocabulary.prompt([system, Message("user", "1")])
             self._system = (system.content, one[: common_prefix(one, other)])
         return self._system[1]
 
-    def _tokenize(self, messages: Sequence[Message]) -> list[int]:
-        assert self._template is not None
-        text = self._template.render(messages)
-        # A template that writes the begin token itself must not get a second one.
-        tokens = self._tokens(
-            text, special=True, begin=not (self._template.bos and text.startswith(self._template.bos))
-        )
-        if not tokens:
-            raise EngineError(f"language model: the prompt ({len(text)} characters) cannot be tokenised")
-        return tokens
-
-    def _tokens(self, text: str, *, special: bool, begin: bool = False) -> list[int]:
-        """``text`` as tokens; none when there is no way. ``special``: control tokens may stand in it in writing."""
-        data = text.encode("utf-8", "replace")
-        size = len(data) + 8
-        tokens = (ctypes.c_int32 * size)()
-        count = self._lib.llama_tokenize(self._vocab, data, len(data), tokens, size, begin, special)
-        return tokens[: max(0, count)]
-
-    def _piece(self, token: int) -> bytes:
-        piece = self._pieces.get(token)
-        if piece is None:
-            size = 256
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                count = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
-                if count >= 0:
-                    break
-                size = -count
-            piece = self._pieces[token] = buffer.raw[:count]
-        return piece
-
-    def _check_slot(self, slot: int) -> None:
-        if self._context is None:
+    def _check_slot(self, slot: int) -> Vocabulary:
+        if self._vocabulary is None:
             raise EngineError("language model: not loaded")
         if not 0 <= slot < self._slots:
             raise EngineError(f"language model: slot {slot} is not in 0..{self._slots - 1}")
+        return self._vocabulary
 
 
 @dataclass(slots=True)
@@ -517,6 +501,8 @@ class _Generation:
     max_tokens: int
     sampler: Sampler
     text: TextStream
+    last_word: int  # where in the prompt the user's last word ends, if it is asked whether that was all; else -1
+    end_of_turn: float  # how likely it was; -1 while it is not known
     begun: bool = False  # the cache is cut to the prompt
     done: int = 0  # how many prompt tokens are in the cache
     cached: int = 0  # how many of them were there before
@@ -531,8 +517,10 @@ class _Generation:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one generation has in a batch; ``row``: whose logits it samples from, -1 for none yet."""
+    """What one generation has in a batch. ``row``: whose logits it samples from; ``last_word_row``: whose logits say
+    whether the user's message is complete. -1 is none in this step."""
 
     generation: _Generation
     tokens: list[int]
     row: int
+    last_word_row: int = -1

@@ -19,12 +19,13 @@ STEP_S: Final = 0.04
 class Order:
     """A sentence to speak: phoneme ids, and how long a phoneme lasts against the voice's own pace.
 
-    ``noise`` 0 makes it repeatable, None is the voice's own.
+    ``noise`` 0 makes it repeatable; ``speaker`` counts from 0. None is the voice's own.
     """
 
     ids: Sequence[int]
     length_scale: float = 1.0
     noise: float | None = None
+    speaker: int | None = None
 
 
 class Sentence(Protocol):
@@ -71,5 +72,5 @@ class Scales:
             "scales": np.array([noise, order.length_scale, noise_w], np.float32),
         }
         if self.speaker is not None:
-            feeds["sid"] = np.array([self.speaker], np.int64)
+            feeds["sid"] = np.array([self.speaker if order.speaker is None else order.speaker], np.int64)
         return feeds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import logging
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,8 +15,6 @@ CHATML: Final = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """For a model file without a template (a base model): the most common format, as llama.cpp does."""
-
-_log = logging.getLogger("inference.llm")
 
 
 class ChatTemplate:
@@ -48,23 +45,29 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as exc:
             raise EngineError(f"language model: the model file's chat template is invalid: {exc}") from exc
+        self._has_tools = re.search(r"""["']tool["']""", source) is not None
         longest_first = sorted(set(control), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt text, ending where the assistant begins. Raises ``EngineError`` when the template refuses."""
-        plain = [{"role": m.role, "content": self._harmless(m.content)} for m in messages]
-        try:
-            return self._render(plain)
-        except self._errors as exc:
+        given = [{"role": m.role, "content": self._harmless(m.content)} for m in messages]
+        # A model that was never told of tools would read their role's name for the first time.
+        no_tools = [message | ({"role": "user"} if message["role"] == "tool" else {}) for message in given]
+        ways = [given] if self._has_tools else []
+        if not ways or no_tools != given:
+            ways.append(no_tools)
+        if len(given) > 1 and no_tools[0]["role"] == "system" and no_tools[1]["role"] == "user":
             # Some models (Gemma) have no system role; their makers put it in front of the first user message.
-            if len(plain) > 1 and plain[0]["role"] == "system" and plain[1]["role"] == "user":
-                first = {"role": "user", "content": f"{plain[0]['content']}\n\n{plain[1]['content']}"}
-                try:
-                    return self._render([first, *plain[2:]])
-                except self._errors:
-                    _log.debug("the template refuses the messages without a system role, too")
-            raise EngineError(f"language model: the chat template refuses the messages: {exc}") from exc
+            first = {"role": "user", "content": f"{given[0]['content']}\n\n{given[1]['content']}"}
+            ways.append([first, *no_tools[2:]])
+        refused: Exception | None = None
+        for way in ways:
+            try:
+                return self._render(way)
+            except self._errors as exc:
+                refused = refused or exc
+        raise EngineError(f"language model: the chat template refuses the messages: {refused}") from refused
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         # enable_thinking: a spoken answer has no use for a long silent preamble.

@@ -66,6 +66,10 @@ class SaidMessages:
     def __repr__(self) -> str:
         return f"SaidMessages({len(self._known)})"
 
+    def forget(self) -> None:
+        """Nothing was said."""
+        self._known = {}
+
     def remember(self, tokens: Sequence[int], prompt: int) -> None:
         """``tokens`` is a prompt of ``prompt`` tokens and what was generated after it."""
         start = prompt

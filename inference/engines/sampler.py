@@ -13,10 +13,11 @@ import time
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inference.engines.base import EngineError, Sampling
 from inference.engines.grammar import check_grammar
-from inference.engines.json_schema import schema_to_grammar
+from inference.engines.json_schema import put_schemas, schema_to_grammar
 from inference.engines.llama_batch import native_errors
 
 PENALTY_WINDOW: Final = 64
@@ -34,6 +35,11 @@ FIRST_LOOK: Final = 512
 
 LONGEST_S: Final = 0.1
 """Processor time for one token: a grammar that is ambiguous enough has states without end, and everybody waits."""
+
+
+def logits_of(lib: Any, context: Any, row: int, vocabulary: int) -> NDArray[np.float32]:
+    """The logits of batch row ``row``, shape (vocabulary,): llama.cpp's own memory, until the next decode."""
+    return np.ctypeslib.as_array(lib.llama_get_logits_ith(context, row), (vocabulary,))
 
 
 class Candidates:
@@ -78,6 +84,7 @@ class Sampler:
         self._grammar: Any = None
         grammar = sampling.grammar
         if grammar:
+            grammar = put_schemas(grammar)
             check_grammar(grammar)
         elif sampling.json_schema:
             grammar = schema_to_grammar(sampling.json_schema)
@@ -96,7 +103,7 @@ class Sampler:
             # Finding the likeliest tokens first, with numpy, gives the same tokens and takes longer.
             return int(self._lib.llama_sampler_sample(self._chain, context, row))
         began = time.thread_time()
-        logits = np.ctypeslib.as_array(self._lib.llama_get_logits_ith(context, row), (len(self._candidates),))
+        logits = logits_of(self._lib, context, row, len(self._candidates))
         token = self._draw(logits)
         if not self._allows(token, logits):
             token = self._draw(logits, self._among_allowed(logits))

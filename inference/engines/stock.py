@@ -156,7 +156,15 @@ class StockLanguageModel:
             raise EngineError(f"stock language model: cannot load {model}: {exc}") from exc
         self._context_tokens = options.context_tokens
 
-    def start(self, request: int, slot: int, messages: Sequence[Message], sampling: Sampling) -> None:
+    def start(
+        self,
+        request: int,
+        slot: int,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        end_of_turn: bool = False,  # noqa: ARG002 (never known)
+    ) -> None:
         """Queue a generation. Raises ``EngineError`` for an id in use and for a prompt that cannot fit."""
         check_sampling(sampling)
         if request in self._generations:
@@ -297,10 +305,12 @@ class StockTextToSpeech:
             raise EngineError(f"stock voice: cannot load {model}: {exc}") from exc
         self.sample_rate = int(self._voice.config.sample_rate)
 
-    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0) -> None:
-        """Queue a phrase. Raises ``EngineError`` for an id in use."""
+    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0, speaker: int = -1) -> None:
+        """Queue a phrase. Raises ``EngineError`` for an id in use, and for a speaker."""
         if request in self._phrases:
             raise EngineError(f"stock voice: request {request} is already running")
+        if speaker != -1:
+            raise EngineError(f"stock voice: speaker is {speaker}, allowed: -1, the voice's own")
         self._phrases[request] = _Phrase(text, speed, volume)
 
     def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:

@@ -58,6 +58,7 @@ class PiperTextToSpeech:
         self._piper: Any = None
         self._voice: Voice | None = None
         self._gain = 1.0
+        self._speakers = 1
         self._phrases: dict[int, _Phrase] = {}
 
     def __repr__(self) -> str:
@@ -88,7 +89,8 @@ class PiperTextToSpeech:
         self._piper = piper.PiperVoice(session=None, config=config)
         self.sample_rate = int(config.sample_rate)
         self._phrases.clear()
-        speaker = config.default_speaker_id if config.num_speakers > 1 else None
+        self._speakers = max(1, config.num_speakers)
+        speaker = config.default_speaker_id if self._speakers > 1 else None
         scales = Scales(config.noise_scale, config.noise_w_scale, speaker)
         example = self._sentences(_CALIBRATION)[0]
         try:
@@ -99,12 +101,12 @@ class PiperTextToSpeech:
         # the whole sentence first and makes a whispered "yes" as loud as a shout.
         self._gain = TARGET_PEAK / max(float(np.abs(spoken).max()), 0.05)
 
-    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0) -> None:
+    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0, speaker: int = -1) -> None:
         """Queue a phrase; its phonemes are made here. ``volume`` is a factor on the samples.
 
         Text with nothing to say (punctuation, emoji, control characters) yields one empty last block.
-        Raises ``EngineError`` for an id in use and for a speed or volume outside ``SPEED_RANGE`` and
-        ``VOLUME_RANGE``.
+        Raises ``EngineError`` for an id in use, for a speed or volume outside ``SPEED_RANGE`` and
+        ``VOLUME_RANGE``, and for a speaker that the voice has not.
         """
         if self._voice is None:
             raise EngineError("text to speech: not loaded")
@@ -113,8 +115,13 @@ class PiperTextToSpeech:
         for name, value, (low, high) in (("speed", speed, SPEED_RANGE), ("volume", volume, VOLUME_RANGE)):
             if not low <= value <= high:
                 raise EngineError(f"text to speech: {name} is {value}, allowed: {low} to {high}")
+        if not -1 <= speaker < self._speakers:
+            raise EngineError(
+                f"text to speech: speaker is {speaker}, allowed: -1 (the voice's own) to {self._speakers - 1}"
+            )
         length_scale = self._piper.config.length_scale / speed
-        orders = (Order(ids, length_scale) for ids in self._sentences(text))
+        chosen = None if speaker == -1 else speaker
+        orders = (Order(ids, length_scale, speaker=chosen) for ids in self._sentences(text))
         self._phrases[request] = _Phrase(deque(orders), volume)
 
     def step(self, requests: Sequence[int]) -> list[SpeechOut | SpeechFailed]:

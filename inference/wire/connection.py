@@ -88,6 +88,7 @@ _REPLIES = (
     m.Transcript,
     m.TextDelta,
     m.GenerateDone,
+    m.EndOfTurn,
     m.SpeakStarted,
     m.SpeakDone,
     m.Stats,
@@ -107,12 +108,14 @@ ROOM = Protocol(
         (Role.SERVER, State.OPENING): {m.RoomOpened: State.OPEN, m.RoomRefused: State.IDLE}
         | _stay(State.OPENING, m.Stats, m.RequestFailed)
         | _BYE,
-        (Role.CLIENT, State.OPEN): _stay(State.OPEN, m.Listen, m.Transcribe, m.Generate, m.Speak, m.Cancel, m.GetStats),
+        (Role.CLIENT, State.OPEN): _stay(
+            State.OPEN, m.Listen, m.Transcribe, m.Generate, m.Speak, m.Cancel, m.Promote, m.GetStats
+        ),
         (Role.SERVER, State.OPEN): _stay(State.OPEN, *_EVENTS, *_REPLIES) | _BYE,
     },
     replies={
         m.Transcribe: {m.Transcript: True, m.RequestFailed: True},
-        m.Generate: {m.TextDelta: False, m.GenerateDone: True, m.RequestFailed: True},
+        m.Generate: {m.EndOfTurn: False, m.TextDelta: False, m.GenerateDone: True, m.RequestFailed: True},
         m.Speak: {m.SpeakStarted: False, m.SpeakDone: True, m.RequestFailed: True},
         m.GetStats: {m.Stats: True, m.RequestFailed: True},
     },

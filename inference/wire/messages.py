@@ -16,7 +16,7 @@ MAX_CHAT_CHARS = 200_000
 MAX_PHRASE_CHARS = 2_000
 MAX_GRAMMAR_CHARS = 20_000
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 FailureCode = Literal["cancelled", "invalid", "overloaded", "engine", "too_long"]
 CloseCode = Literal["version", "token", "protocol", "draining", "internal"]
 
@@ -186,7 +186,8 @@ class Transcript(Message):
 @declare
 @dataclass(frozen=True, slots=True)
 class ChatMessage(Struct):
-    """One message of the conversation."""
+    """One message of the conversation. A "tool" says what a tool returned; a model whose template has no such role
+    reads it as the user's."""
 
     role: Role = tag(1)
     content: str = tag(2, maximum=MAX_CHAT_CHARS)
@@ -201,7 +202,8 @@ class Generate(Message):
     ``max_tokens`` 0: the prompt is only decoded into the KV cache, and ``GenerateDone`` says "length".
     ``speculative``: the answer may never be asked for, so it is worth spare time only. ``grammar`` (GBNF) or
     ``json_schema`` (its text): the answer obeys it; not both. With ``stop`` or too few ``max_tokens`` it may
-    end before it is whole.
+    end before it is whole. ``end_of_turn``: say how likely it is that the last message, the user's, is complete, as
+    soon as it is decoded.
     """
 
     request: int = tag(1, minimum=1)
@@ -215,6 +217,7 @@ class Generate(Message):
     speculative: bool = tag(9, default=False)
     grammar: str = tag(10, default="", maximum=MAX_GRAMMAR_CHARS)
     json_schema: str = tag(11, default="", maximum=MAX_GRAMMAR_CHARS)
+    end_of_turn: bool = tag(12, default=False)
 
 
 @message(41)
@@ -229,24 +232,40 @@ class TextDelta(Message):
 @message(42)
 @dataclass(frozen=True, slots=True)
 class GenerateDone(Message):
-    """Inference → job, ends a ``Generate``."""
+    """Inference → job, ends a ``Generate``. ``end_of_turn``: as in ``EndOfTurn``, when that was not sent; else -1."""
 
     request: int = tag(1, minimum=1)
     finish: Literal["stop", "length"] = tag(2)
     prompt_tokens: int = tag(3, minimum=0)
     cached_tokens: int = tag(4, minimum=0)
     completion_tokens: int = tag(5, minimum=0)
+    end_of_turn: float = tag(6, default=-1.0, minimum=-1.0, maximum=1.0)
+
+
+@message(43)
+@dataclass(frozen=True, slots=True)
+class EndOfTurn(Message):
+    """Inference → job: how likely the user's last message is complete, before anything is written in answer to it."""
+
+    request: int = tag(1, minimum=1)
+    probability: float = tag(2, minimum=0.0, maximum=1.0)
 
 
 @message(50)
 @dataclass(frozen=True, slots=True)
 class Speak(Message):
-    """Job → inference: speak one phrase into the down ring, after the phrases asked for before it."""
+    """Job → inference: speak one phrase into the down ring, after the phrases asked for before it.
+
+    ``speculative``: it may never be heard, so it is worth spare time only; a phrase that is not, behind it, promotes
+    it. ``speaker``: of a voice with several, counted from 0; -1 is the voice's own choice.
+    """
 
     request: int = tag(1, minimum=1)
     text: str = tag(2, maximum=MAX_PHRASE_CHARS)
     speed: float = tag(3, default=1.0, minimum=0.25, maximum=4.0)
     volume: float = tag(4, default=1.0, minimum=0.0, maximum=4.0)
+    speculative: bool = tag(5, default=False)
+    speaker: int = tag(6, default=-1, minimum=-1)
 
 
 @message(51)
@@ -284,6 +303,14 @@ class RequestFailed(Message):
     request: int = tag(1, minimum=1)
     code: FailureCode = tag(2)
     reason: str = tag(3)
+
+
+@message(62)
+@dataclass(frozen=True, slots=True)
+class Promote(Message):
+    """Job → inference: a request is not speculative any more; somebody waits for it. Nothing answers this."""
+
+    target: int = tag(1, minimum=1)
 
 
 # --- seeing it ----------------------------------------------------------------------------------

@@ -294,7 +294,9 @@ class TurnReport(Message):
     ``reply``: what was heard of it (all of it unless ``interrupted``). ``out_start_s``/``out_end_s``:
     where the answer lies in the local room's recording. ``barge_in_ms``: the caller's speech was
     reported → the room is silent (-1 when the answer was not interrupted). A stage that was not
-    reached (an answer of which nothing was heard) has -1 as well.
+    reached (an answer of which nothing was heard) has -1 as well. ``endpointing_delay_ms``: the silence that was
+    chosen to end the turn (-1: not known). ``ahead_ms``: how long before the turn was committed its answer was begun on
+    speculation (0: it was not). ``guesses_dropped``: answers to the turn that were begun in vain.
     """
 
     job_id: str = tag(1)
@@ -312,6 +314,9 @@ class TurnReport(Message):
     out_start_s: float = tag(13, default=0.0)
     out_end_s: float = tag(14, default=0.0)
     barge_in_ms: float = tag(15, default=-1.0)
+    endpointing_delay_ms: float = tag(16, default=-1.0)
+    ahead_ms: float = tag(17, default=0.0)
+    guesses_dropped: int = tag(18, default=0)
 
 
 # --- ending -------------------------------------------------------------------------------------

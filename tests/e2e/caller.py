@@ -7,7 +7,7 @@ import time
 import wave
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def write_wave(path: Path, pcm: bytes, rate: int = RATE) -> None:
 
 @dataclass(frozen=True)
 class Shown:
-    """One state of one segment of transcript, as a client gets it."""
+    """One state of one segment of transcript, as a client gets it: the text of its newest stream so far."""
 
     at: float
     identity: str
@@ -47,7 +47,12 @@ class Shown:
 
 @dataclass
 class Caller:
-    """``heard``: 16 kHz int16, from the moment the agent's track was subscribed; ``heard_since``: when that was."""
+    """``heard``: 16 kHz int16, from the moment the agent's track was subscribed; ``heard_since``: when that was.
+
+    ``streams``: how many streams of transcript came.
+    ``packets``: transcription packets (identity, text, final), which older clients read. ``data``: data messages
+    (identity, topic, text).
+    """
 
     room: rtc.Room
     source: rtc.AudioSource
@@ -55,8 +60,11 @@ class Caller:
     heard: bytearray = field(default_factory=bytearray)
     heard_since: float = 0.0
     shown: list[Shown] = field(default_factory=list)
+    streams: int = 0
     states: list[tuple[float, str]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    packets: list[tuple[str, str, bool]] = field(default_factory=list)
+    data: list[tuple[str, str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     speech_ended_at: float = 0.0
     _to_say: bytearray = field(default_factory=bytearray)
@@ -86,6 +94,11 @@ class Caller:
                     self._notify()
             block = block.ljust(2 * BLOCK, b"\0")
             await self.source.capture_frame(rtc.AudioFrame(block, RATE, 1, BLOCK))
+
+    async def write(self, text: str) -> None:
+        """Type ``text``, as LiveKit's chat does."""
+        async with asyncio.timeout(10):
+            await self.room.local_participant.send_text(text, topic="lk.chat")
 
     # --- hearing ----------------------------------------------------------------------------------
 
@@ -147,19 +160,33 @@ class Caller:
         return task
 
     async def _read(self, reader: rtc.TextStreamReader, identity: str) -> None:
-        text = await reader.read_all()
+        text = ""
+        self.streams += 1
+        try:
+            async for piece in reader:
+                text += piece
+                self._show(reader, identity, text)
+        except rtc.StreamError:
+            # The call ended within it.
+            return
+        if text:
+            # What a stream is closed with may say that it was the last.
+            self._show(reader, identity, text)
+
+    def _show(self, reader: rtc.TextStreamReader, identity: str, text: str) -> None:
         attributes = reader.info.attributes or {}
-        self.shown.append(
-            Shown(
-                time.monotonic(),
-                identity,
-                attributes.get("lk.segment_id", ""),
-                attributes.get("lk.transcribed_track_id", ""),
-                attributes.get("lk.transcription_final") == "true",
-                text,
-            )
+        shown = Shown(
+            time.monotonic(),
+            identity,
+            attributes.get("lk.segment_id", ""),
+            attributes.get("lk.transcribed_track_id", ""),
+            attributes.get("lk.transcription_final") == "true",
+            text,
         )
-        self._notify()
+        before = next((known for known in reversed(self.shown) if known.segment == shown.segment), None)
+        if before is None or replace(before, at=shown.at) != shown:
+            self.shown.append(shown)
+            self._notify()
 
     def follow(self) -> None:
         """Hear every agent's track and note what changes."""
@@ -186,10 +213,30 @@ class Caller:
             self.left.append(participant.identity)
             self._notify()
 
+        def transcribed(
+            segments: list[rtc.TranscriptionSegment], participant: rtc.Participant | None, _: object
+        ) -> None:
+            identity = participant.identity if participant else ""
+            self.packets += [(identity, segment.text, segment.final) for segment in segments]
+            self._notify()
+
+        def told(packet: rtc.DataPacket) -> None:
+            identity = packet.participant.identity if packet.participant else ""
+            self.data.append((identity, packet.topic or "", packet.data.decode()))
+            self._notify()
+
+        self.room.on("transcription_received", transcribed)
+        self.room.on("data_received", told)
         self.room.on("track_subscribed", subscribed)
         self.room.on("participant_connected", joined)
         self.room.on("participant_attributes_changed", attributes_changed)
         self.room.on("participant_disconnected", left)
+        # An agent that was there before: its track may have come while our own was being published.
+        for agent in self.agents():
+            attributes_changed(agent.attributes, agent)
+            for publication in agent.track_publications.values():
+                if publication.track is not None:
+                    subscribed(publication.track, publication, agent)
         self._task(self._speak())
 
     def agents(self) -> list[rtc.RemoteParticipant]:
@@ -197,11 +244,17 @@ class Caller:
         return [p for p in participants if p.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT]
 
     async def hang_up(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         await self.room.disconnect()
+        # A track, or a text, may have come meanwhile.
+        await self._end_tasks()
         await self.source.aclose()
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool], deadline_s: float, what: str) -> None:

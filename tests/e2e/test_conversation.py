@@ -59,6 +59,7 @@ async def test_a_caller_asks_and_hears_the_answer(livekit: LiveKitServer, host: 
     idle_memfds = host.memfds(host.inference().pid)
     async with call(livekit.url, livekit.token(room_name, "caller")) as caller:
         await caller.wait(lambda: spoken_states(caller)[-1:] == ["listening"], 30, "the agent to listen")
+        assert spoken_states(caller)[0] == "initializing"
         (agent,) = (participant.identity for participant in caller.agents())
         async with call(livekit.url, livekit.token(room_name, "observer")) as observer:
             asked_from = len(caller.heard)
@@ -74,7 +75,7 @@ async def test_a_caller_asks_and_hears_the_answer(livekit: LiveKitServer, host: 
             assert word_error_rate(transcript_of(wave), asked) <= 0.15
             assert len(normal(answer).split()) >= 3
             partial = [shown for shown in caller.shown if shown.identity == agent and not shown.final]
-            assert partial, "the text is shown while it is spoken"
+            assert len({shown.text for shown in partial}) >= 3, "the text is shown word by word while it is spoken"
             tracks = {shown.identity: shown.track for shown in caller.shown}
             assert tracks["caller"] == caller.publication.sid
             assert tracks[agent] == next(iter(caller.agents()[0].track_publications))
@@ -121,9 +122,11 @@ async def test_a_caller_interrupts(livekit: LiveKitServer, host: HostProcess, ro
         question = read_wave(SPEECH / "go-forward-ten-meters.wav")
         began = len(caller.heard)
         await caller.say(question)
-        await caller.wait(lambda: bool(caller.texts(agent)), 10, "what was heard of the passage")
+        await caller.wait(lambda: caller.loudness(150) < 0.005, 10, "silence")
         silent_from = end_of_speech(bytes(caller.heard))
         silent_after_ms = 1000 * (silent_from - began) / 2 / RATE
+        # It is final when it is clear that it does not go on.
+        await caller.wait(lambda: bool(caller.texts(agent)), 30, "what was heard of the passage")
 
         # Shown and kept is what was heard, not what was written.
         shown = caller.texts(agent)[0]
@@ -146,6 +149,25 @@ async def test_a_caller_interrupts(livekit: LiveKitServer, host: HostProcess, ro
         await caller.wait_for_silence()
         answer = caller.texts(agent)[1]
         assert word_error_rate(answer, words_in(bytes(caller.heard[silent_from:]))) <= MISHEARD
+
+
+async def test_a_caller_types_over_the_agent(livekit: LiveKitServer, host: HostProcess, room_name: str) -> None:
+    room_name = f"read-{room_name}"
+    async with call(livekit.url, livekit.token(room_name, "caller")) as caller:
+        await caller.wait_for_speech(30)
+        (agent,) = (participant.identity for participant in caller.agents())
+        await caller.wait(lambda: "lighthouse" in caller.shown[-1].text if caller.shown else False, 30, "some words")
+        await caller.write("What do cats like to eat?")
+        await caller.wait(lambda: len(caller.texts(agent)) == 2, 60, "the answer")
+        passage, answer = caller.texts(agent)
+        kept = normal(passage).split()
+        assert normal(PASSAGE).split()[: len(kept)] == kept
+        assert len(kept) < len(PASSAGE.split()) / 2
+        await caller.wait_for_silence()
+        # It is answered aloud, and what was typed is shown by whoever typed it.
+        heard = normal(words_in(bytes(caller.heard))).split()
+        assert word_error_rate(answer, " ".join(heard[-len(normal(answer).split()) :])) <= MISHEARD
+        assert caller.texts("caller", final=False) == []
 
 
 def end_of_speech(pcm: bytes) -> int:

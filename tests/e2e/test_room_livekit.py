@@ -114,6 +114,25 @@ async def test_both_hear_each_other_and_the_caller_leaving_ends_it(livekit: Live
             await listener.task
 
 
+async def test_the_first_words_wait_for_a_listener(livekit: LiveKitServer, room_name: str) -> None:
+    async with agent_in(livekit, room_name) as room:
+        await room.open_speech(VOICE_RATE)
+        speaking = asyncio.create_task(room.play(tone(1.0)))
+        await asyncio.sleep(0.3)
+        assert room.heard_samples() == 0
+        # An interruption is not kept waiting.
+        room.clear()
+        await asyncio.wait_for(speaking, 1)
+        speaking = asyncio.create_task(room.play(tone(1.0)))
+        async with caller_in(livekit, room_name) as caller:
+            await speaking
+            await room.wait_for_playout()
+            await caller.wait_for_silence(ms=300)
+            loud = [at for at in range(0, len(caller.heard), 640) if rms(bytes(caller.heard[at : at + 640])) > 0.05]
+            # A client that has only just taken a track fades its beginning in.
+            assert len(loud) * 0.02 == pytest.approx(1.0, abs=0.25)
+
+
 async def test_clear_silences_the_room_at_once(livekit: LiveKitServer, room_name: str) -> None:
     async with agent_in(livekit, room_name) as room, caller_in(livekit, room_name) as caller:
         await room.wait_for_participant()

@@ -29,8 +29,8 @@ class PoisonedVoice(fake.FakeTextToSpeech):
         super().__init__(cost_s=SPEECH_BLOCK_S)
         self._poisoned: set[int] = set()
 
-    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0) -> None:
-        super().start(request, text, speed, volume)
+    def start(self, request: int, text: str, speed: float = 1.0, volume: float = 1.0, speaker: int = -1) -> None:
+        super().start(request, text, speed, volume, speaker)
         if POISON in text:
             self._poisoned.add(request)
 

@@ -90,9 +90,13 @@ def test_a_room_that_runs_dry_goes_before_one_that_just_asked() -> None:
 
 
 def test_a_room_that_is_about_to_run_dry_goes_before_everybody() -> None:
-    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.09)) == (2,)
-    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.11)) == (1,)
-    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.09)) == (1,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.19)) == (2,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.21)) == (1,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.39)) == (2,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.41)) == (1,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.39, speaks=True)) == (1,), "first its phrase"
+    held_back = task(SPEECH, 2, NOW - 9, buffered_s=0.09, wanted=math.inf)
+    assert chosen(task(ENCODE, 1), held_back) == (1,), "nobody listens to a guess"
 
 
 def test_a_room_far_ahead_of_its_listener_waits_for_everything_that_somebody_wants() -> None:
@@ -139,12 +143,52 @@ def test_a_guess_that_has_waited_out_the_endpointing_delay_is_a_turn() -> None:
     assert decide(late).why is Why.DEADLINE
 
 
-@pytest.mark.parametrize("stage", [ENCODE, PREFILL])
+@pytest.mark.parametrize("stage", [ENCODE, PREFILL, DECODE, FIRST, SPEECH])
 def test_what_nobody_ever_waits_for_comes_after_everything_else(stage: Stage) -> None:
     never = task(stage, 1, NOW - 99, wanted=math.inf)
     for other in (guess(2), task(SPEECH, 2, buffered_s=9.0), task(DECODE, 2)):
         assert chosen(never, other) == (2,)
     assert decide(never).why is Why.SPARE_TIME
+
+
+@pytest.mark.parametrize("stage", [ENCODE, PREFILL, DECODE, FIRST])
+def test_a_guess_that_somebody_waits_for_after_all_is_like_any_other(stage: Stage) -> None:
+    """Promoted: ``wanted`` is when that was said, and so is ``since``."""
+    promoted = task(stage, 1, NOW - 0.01, wanted=NOW - 0.01)
+    assert promoted.deadline(NOW) == task(stage, 1, NOW - 0.01).deadline(NOW)
+    assert chosen(promoted, task(stage, 2))[0] == 1
+    assert decide(promoted).why is Why.DEADLINE
+    assert chosen(promoted, guess(2, NOW - 0.3)) == (1,)
+
+
+def test_an_answer_that_nobody_waits_for_yet_comes_even_after_a_greedy_room() -> None:
+    by = planner()
+    had(by, 1, 5.0)
+    had(by, 2, 0.1)
+    assert by.greedy(NOW) == {1}
+    for stage in (DECODE, FIRST, SPEECH):
+        never = task(stage, 2, NOW - 9, wanted=math.inf)
+        assert chosen(task(ENCODE, 1), never, by=by) == (1,)
+        assert chosen(task(ENCODE, 1), task(stage, 2, NOW - 9), by=by) == (2,), "until somebody does"
+    # What is decoded at a pause is cheap, and will hardly be in vain.
+    assert chosen(task(ENCODE, 1), task(PREFILL, 2, wanted=math.inf), by=by) == (2,)
+
+
+def test_an_answer_that_nobody_waits_for_yet_is_written_and_spoken_in_turns() -> None:
+    """The text of one room, and its first phrase: whichever has waited longer."""
+    by = planner()
+    writes, speaks = (task(stage, n, room=1, wanted=math.inf) for n, stage in enumerate((DECODE, FIRST)))
+    order = []
+    for step in range(4):
+        now = NOW + 0.05 * (step + 1)
+        decided = decide(writes, speaks, by=by, now=now)
+        order.append(decided.stage)
+        by.ran(decided.stage, [1], 0.04, now, guess=True)
+        if decided.stage is DECODE:
+            writes = task(DECODE, 0, now, room=1, wanted=math.inf)
+        else:
+            speaks = task(SPEECH, 1, now, room=1, wanted=math.inf, buffered_s=0.3 * step)
+    assert sorted(stage is DECODE for stage in order) == [False, False, True, True]
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -253,6 +297,13 @@ def test_between_two_stages_of_a_turn_nothing_begins_that_can_wait(stage: Stage)
     assert chosen(task(ENCODE, 1), by=by, now=NOW + COURTESY_S) == (1,)
 
 
+def test_words_that_nobody_may_ever_want_delay_nothing() -> None:
+    """Nor do they delay each other: an answer is guessed at as fast as it is written."""
+    by = planner()
+    by.ran(DECODE, [1], 0.01, NOW, guess=True)
+    assert chosen(task(DECODE, 1, room=1, wanted=math.inf), by=by) == (1,)
+
+
 def test_nobody_is_courteous_to_a_greedy_room_or_while_a_turn_only_begins() -> None:
     by = planner()
     had(by, 1, 5.0)
@@ -299,12 +350,14 @@ def test_what_is_decided_makes_sense(tasks: list[Task], usage: list[float]) -> N
     heads: dict[tuple[int, Kind], Task] = {}
     for one in sorted(tasks, key=lambda task: (task.is_guess(NOW), task.request)):
         heads.setdefault((one.room, KIND_OF[one.stage]), one)
-    best = [task for task in heads.values() if task.room not in greedy] or list(heads.values())
+    best = [task for task in heads.values() if not task.is_spare(NOW)] or list(heads.values())
+    assert first in best, "an answer that nobody waits for goes after everything"
+    best = [task for task in best if task.room not in greedy or task.runs_dry(NOW)] or best
     assert first in best, "a greedy room goes after all others"
-    best = [task for task in best if task.runs_dry()] or best
+    best = [task for task in best if task.runs_dry(NOW)] or best
     assert first in best, "a room that runs dry goes first"
     assert first.deadline(NOW) == min(task.deadline(NOW) for task in best)
-    assert (decided.why is Why.GREEDY) == (first.room in greedy)
+    assert (decided.why is Why.GREEDY) == (first.room in greedy and not first.is_spare(NOW))
 
 
 class Endless:

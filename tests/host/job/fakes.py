@@ -9,10 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from host.job.room import AgentState, Side
+from host.job.settings import SessionSettings
 from inference.client import InferenceError, InferenceUnavailableError, RequestFailedError, VoiceEvent
 from inference.wire.messages import ChatMessage, Transcript
+from inference.wire.supervision import TurnReport
 
 RATE = 16_000
+PLAIN = SessionSettings(
+    turn_detection="vad",
+    preemptive=False,
+    min_interruption_ms=0,
+    backchannels=False,
+    false_interruption_timeout_ms=0,
+    user_away_timeout_s=0,
+)
+"""Turns end after a fixed silence, any sound interrupts, and nothing is begun on speculation."""
 SAMPLES_PER_CHAR = 1_000
 DEADLINE_S = 10.0
 
@@ -37,11 +48,13 @@ class FakeRoom:
 
     def __init__(self) -> None:
         self.caller: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.typed: asyncio.Queue[str | None] = asyncio.Queue()
         self.queue = bytearray()
         self.heard = b""
         self.log: list[str] = []
         self.states: list[AgentState] = []
         self.transcripts: list[tuple[Side, str, str, bool]] = []
+        self.metrics: list[TurnReport] = []
         self.closed = asyncio.Event()
         self.takes_speech = asyncio.Event()
         self.takes_speech.set()
@@ -67,6 +80,10 @@ class FakeRoom:
     async def caller_audio(self) -> AsyncIterator[bytes]:
         while (block := await self.caller.get()) is not None:
             yield block
+
+    async def text_input(self) -> AsyncIterator[str]:
+        while (text := await self.typed.get()) is not None:
+            yield text
 
     async def play(self, pcm: bytes) -> None:
         await self.takes_speech.wait()
@@ -100,6 +117,9 @@ class FakeRoom:
     async def publish_transcript(self, side: Side, segment: str, text: str, *, final: bool) -> None:
         self.transcripts.append((side, segment, text, final))
 
+    async def publish_metrics(self, report: TurnReport) -> None:
+        self.metrics.append(report)
+
     def voices(self) -> list[int]:
         """Which phrases were heard, in order: every phrase has a sample value of its own."""
         values = np.frombuffer(self.heard, np.int16).tolist()
@@ -117,6 +137,8 @@ class FakePhrase:
         self.start: int | None = None
         self.end: int | None = None
         self.cancelled = False
+        self.promoted = False
+        self.speculative, self.speaker = False, -1
         self._inference = inference
         self._result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -133,6 +155,9 @@ class FakePhrase:
         if not self._result.done():
             self._result.set_exception(error)
 
+    def promote(self) -> None:
+        self.promoted = True
+
     def cancel(self) -> None:
         self.cancelled = True
         if not self._inference.hold:
@@ -142,14 +167,38 @@ class FakePhrase:
         await self._result
 
 
+class FakeListening:
+    """An utterance whose text comes as the test sets ``result``."""
+
+    def __init__(self) -> None:
+        self.result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
+        self.promoted = False
+
+    async def wait(self) -> Transcript:
+        return await self.result
+
+    def promote(self) -> None:
+        self.promoted = True
+
+
 class FakeGeneration:
     """Text comes as the test ``write``s it."""
 
-    def __init__(self, messages: Sequence[ChatMessage], max_tokens: int, log: list[tuple[str, FakeGeneration]]) -> None:
+    def __init__(
+        self,
+        messages: Sequence[ChatMessage],
+        max_tokens: int,
+        log: list[tuple[str, FakeGeneration]],
+        settings: dict[str, object],
+    ) -> None:
         self.messages = tuple(messages)
         self.max_tokens = max_tokens
+        self.settings = settings
         self._log = log
         self.cancelled = False
+        self.promoted = False
+        self.done: object = None
+        self.end_of_turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._pieces: asyncio.Queue[str | InferenceError | None] = asyncio.Queue()
 
     def write(self, text: str) -> None:
@@ -160,6 +209,10 @@ class FakeGeneration:
 
     def fail(self, error: InferenceError) -> None:
         self._pieces.put_nowait(error)
+
+    def promote(self) -> None:
+        self.promoted = True
+        self._log.append(("promote", self))
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -172,6 +225,7 @@ class FakeGeneration:
                 if isinstance(piece, InferenceError):
                     raise piece
                 yield piece
+            self.done = True
         except BaseException:
             self.cancelled = True
             raise
@@ -191,6 +245,7 @@ class FakeInference:
         self.deaf_from: int | None = None
         self.voice: asyncio.Queue[VoiceEvent | InferenceError] = asyncio.Queue()
         self.transcriptions: list[tuple[int, int, bool, asyncio.Future[Transcript]]] = []
+        self.listenings: list[FakeListening] = []
         self.partials: list[tuple[int, int, asyncio.Future[Transcript]]] = []
         self.generations: list[FakeGeneration] = []
         self.prefills: list[FakeGeneration] = []
@@ -256,30 +311,45 @@ class FakeInference:
                 raise event
             yield event
 
+    def listen_to(self, start: int, end: int, *, language: str = "", speculative: bool = False) -> FakeListening:
+        self._check()
+        listening = FakeListening()
+        self.transcriptions.append((start, end, speculative, listening.result))
+        self.listenings.append(listening)
+        return listening
+
     async def transcribe(
         self, start: int, end: int, *, language: str = "", speculative: bool = False, partial: bool = False
     ) -> Transcript:
         self._check()
+        assert partial
+        assert not speculative
         result: asyncio.Future[Transcript] = asyncio.get_running_loop().create_future()
-        if partial:
-            self.partials.append((start, end, result))
-            return await result
-        self.transcriptions.append((start, end, speculative, result))
+        self.partials.append((start, end, result))
         return await result
 
     def generate(
-        self, messages: Sequence[ChatMessage], *, max_tokens: int, speculative: bool = False, **_: float
+        self, messages: Sequence[ChatMessage], *, max_tokens: int, speculative: bool = False, **settings: object
     ) -> FakeGeneration:
         self._check()
-        generation = FakeGeneration(messages, max_tokens, self.log)
-        self.log.append(("prefill" if speculative else "generate", generation))
-        assert speculative == (max_tokens == 0)
-        (self.prefills if speculative else self.generations).append(generation)
+        generation = FakeGeneration(messages, max_tokens, self.log, {"speculative": speculative, **settings})
+        assert speculative or max_tokens, "a prefill is for spare time"
+        self.log.append(("generate" if max_tokens else "prefill", generation))
+        (self.generations if max_tokens else self.prefills).append(generation)
         return generation
 
-    def speak(self, text: str, *, speed: float = 1.0, volume: float = 1.0) -> FakePhrase:
+    def speak(
+        self,
+        text: str,
+        *,
+        speed: float = 1.0,
+        volume: float = 1.0,
+        speaker: int = -1,
+        speculative: bool = False,
+    ) -> FakePhrase:
         self._check()
         phrase = FakePhrase(self, text, len(self.phrases) + 1, speed, volume)
+        phrase.speculative, phrase.speaker = speculative, speaker
         self.phrases.append(phrase)
         if not self.hold:
             phrase.write(SAMPLES_PER_CHAR * len(text))
@@ -296,6 +366,11 @@ class FakeInference:
         del self._ring[: len(pcm)]
         self._consumed += len(pcm) // 2
         return pcm
+
+    @property
+    def ring_samples(self) -> int:
+        """How much speech waits in the ring."""
+        return len(self._ring) // 2
 
     def read_position(self) -> int:
         return self._consumed

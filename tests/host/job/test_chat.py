@@ -1,24 +1,34 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.job.chat import ChatHistory, PhraseHeard, truncate_to_heard
+from host.job.chat import PhraseHeard, PromptWindow, render, truncate_to_heard
+from host.job.chat_context import AgentHandoff, ChatContext, ChatItem, ChatMessage
 from host.job.speech import PhraseCutter, SpeakablePhrase
-from inference.wire.messages import ChatMessage
+from host.job.tool_text import FunctionCall, FunctionCallOutput
 
 RATE = 22_050
 
 
-def history(context_tokens: int = 2048, reply_tokens: int = 160) -> ChatHistory:
-    return ChatHistory("Be brief.", context_tokens=context_tokens, reply_tokens=reply_tokens)
+def user(text: str) -> ChatMessage:
+    return ChatMessage("user", text)
 
 
-def contents(chat: ChatHistory) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in chat.messages()]
+def agent(text: str) -> ChatMessage:
+    return ChatMessage("assistant", text)
+
+
+def system(text: str) -> ChatMessage:
+    return ChatMessage("system", text)
+
+
+def contents(items: list[ChatItem], tools: str = "") -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in render(items, tools)]
 
 
 def phrase(text: str) -> SpeakablePhrase:
@@ -91,15 +101,12 @@ def test_what_was_heard_is_whole_words_from_the_beginning_and_never_shrinks(
         assert result == everything
 
 
-# --- the history ----------------------------------------------------------------------------------------
+# --- as the model is given it ----------------------------------------------------------------------------
 
 
 def test_a_conversation_in_order() -> None:
-    chat = history()
-    chat.add_assistant("Hello!")
-    chat.add_user("What is the date?")
-    chat.add_assistant("Monday.")
-    assert contents(chat) == [
+    items: list[ChatItem] = [system("Be brief."), agent("Hello!"), user("What is the date?"), agent("Monday.")]
+    assert contents(items) == [
         ("system", "Be brief."),
         ("assistant", "Hello!"),
         ("user", "What is the date?"),
@@ -107,71 +114,133 @@ def test_a_conversation_in_order() -> None:
     ]
 
 
-def test_without_instructions_there_is_no_system_message() -> None:
-    chat = ChatHistory("", context_tokens=512, reply_tokens=100)
-    chat.add_user("Hi")
-    assert contents(chat) == [("user", "Hi")]
+def test_instructions_and_what_is_said_about_tools_are_one_message() -> None:
+    assert contents([system("Be brief.")], "# Tools") == [("system", "Be brief.\n\n# Tools")]
+    assert contents([system("Be brief."), system("It is Monday.")]) == [
+        ("system", "Be brief."),
+        ("user", "It is Monday."),
+    ]
+    assert contents([user("Hi")], "# Tools") == [("system", "# Tools"), ("user", "Hi")]
+    assert contents([user("Hi")]) == [("user", "Hi")]
 
 
-def test_nothing_heard_is_nothing_said_and_questions_without_an_answer_are_one_message() -> None:
-    chat = history()
-    chat.add_user("Hello?")
-    chat.add_assistant("  ")
-    chat.add_user("Are you there?")
-    assert contents(chat)[1:] == [("user", "Hello? Are you there?")]
-    assert chat.items == (ChatMessage("user", "Hello?"), ChatMessage("user", "Are you there?"))
+def test_roles_alternate() -> None:
+    items: list[ChatItem] = [
+        user("Hello?"),
+        agent(""),
+        user("Are you there?"),
+        agent("Hi."),
+        agent("The call is recorded."),
+    ]
+    assert contents(items) == [("user", "Hello? Are you there?"), ("assistant", "Hi. The call is recorded.")]
 
 
-def test_the_rest_of_a_resumed_answer_joins_its_beginning() -> None:
-    chat = history()
-    chat.add_user("Tell me.")
-    chat.add_assistant("Once upon")
-    chat.add_assistant(" a time.")
-    assert contents(chat)[-1] == ("assistant", "Once upon a time.")
+def test_instructions_for_one_answer_come_last_and_as_the_callers() -> None:
+    items: list[ChatItem] = [system("Be brief."), user("Hi."), agent("Hello."), system("Ask for the name.")]
+    assert contents(items)[2:] == [("assistant", "Hello."), ("user", "Ask for the name.")]
+    assert render(items)[:3] == render(items[:3]), "what was read before stays as it was"
 
 
-def test_a_turn_that_goes_on_is_taken_back() -> None:
-    chat = history()
-    chat.add_user("Tell")
-    assert chat.take_back_user() == "Tell"
-    assert chat.items == ()
-    with pytest.raises(ValueError, match="not the caller's"):
-        chat.take_back_user()
-    chat.add_assistant("Hello.")
-    with pytest.raises(ValueError, match="not the caller's"):
-        chat.take_back_user()
+def test_calls_and_results_of_one_step_are_one_message_each() -> None:
+    calls = [FunctionCall("hours", '{"day": "monday"}', "1"), FunctionCall("hours", '{"day": "friday"}', "2")]
+    results = [FunctionCallOutput("1", "hours", "nine to six"), FunctionCallOutput("2", "hours", "closed")]
+    items: list[ChatItem] = [user("When?"), *calls, *results, AgentHandoff("A", "B"), agent("Nine to six.")]
+    asked, called, answered, said = contents(items)
+    assert (asked[0], called[0], answered[0], said) == ("user", "assistant", "user", ("assistant", "Nine to six."))
+    assert called[1].count("<tool_call>") == 2
+    assert answered[1].index("nine to six") < answered[1].index("closed")
+    assert render(items[:5]) == render(items)[:3], "each step only adds to what was read"
+
+
+# --- what fits -------------------------------------------------------------------------------------------
 
 
 def test_the_oldest_turns_are_left_out_when_the_context_is_full_and_not_one_by_one() -> None:
-    chat = history(context_tokens=600, reply_tokens=100)
+    window = PromptWindow(context_tokens=600, reply_tokens=100)
+    items: list[ChatItem] = []
     sizes = []
     for n in range(40):
-        chat.add_user(f"question {n} " + "word " * 20)
-        sent = chat.messages()
-        assert sent[0].role == "system"
-        assert sent[-1].content.startswith(f"question {n} ")
-        assert sent[1].role == "user", "a turn is left out whole"
-        assert chat.tokens() <= 500
+        items.append(user(f"question {n} " + "word " * 20))
+        sent = window.items("Be brief.", items)
+        assert sent[-1] is items[-1]
+        assert isinstance(sent[0], ChatMessage)
+        assert sent[0].role == "user", "a turn is left out whole"
+        assert window.tokens("Be brief.", items) <= 500
         sizes.append(len(sent))
-        chat.add_assistant(f"answer {n} " + "word " * 20)
+        items.append(agent(f"answer {n} " + "word " * 20))
     drops = [n for n in range(1, 40) if sizes[n] < sizes[n - 1]]
     assert drops, "the conversation fitted: the test says too little"
     assert min(b - a for a, b in itertools.pairwise(drops)) >= 2, "every turn would lose the KV cache"
-    assert len(chat.items) == 80
 
 
-def test_too_long_drops_turns_until_only_the_newest_is_left() -> None:
-    chat = history()
-    for n in range(3):
-        chat.add_user(f"q{n}")
-        chat.add_assistant(f"a{n}")
-    chat.add_user("q3")
-    assert chat.drop_oldest_turn()
-    assert contents(chat)[1] == ("user", "q1")
-    assert chat.drop_oldest_turn()
-    assert chat.drop_oldest_turn()
-    assert not chat.drop_oldest_turn()
-    assert contents(chat) == [("system", "Be brief."), ("user", "q3")]
-    assert chat.take_back_user() == "q3"
-    chat.add_user("q3 and more")
-    assert contents(chat) == [("system", "Be brief."), ("user", "q3 and more")]
+def test_a_turn_is_left_out_with_the_calls_it_needed() -> None:
+    window = PromptWindow(context_tokens=2048, reply_tokens=160)
+    called = [FunctionCall("hours", "{}", "1"), FunctionCallOutput("1", "hours", "nine")]
+    items: list[ChatItem] = [user("q0"), *called, agent("a0"), user("q1")]
+    assert window.drop_oldest_turn(items)
+    assert window.items("", items) == (items[4],)
+    assert not window.drop_oldest_turn(items), "the newest stays"
+
+
+def test_an_edited_conversation_is_seen_from_its_beginning() -> None:
+    window = PromptWindow(context_tokens=2048, reply_tokens=160)
+    items: list[ChatItem] = [user("q0"), agent("a0"), user("q1")]
+    window.drop_oldest_turn(items)
+    edited: list[ChatItem] = [user("a summary"), user("q2")]
+    assert window.seen(edited) == tuple(edited)
+
+
+def test_what_a_long_question_and_the_instructions_take_counts() -> None:
+    window = PromptWindow(context_tokens=200, reply_tokens=100)
+    assert window.fits("Be brief.", [user("word " * 10)])
+    assert not window.fits("Be brief." * 40, [user("word " * 10)])
+    assert not window.fits("Be brief.", [user("word " * 100)])
+
+
+# --- the items -------------------------------------------------------------------------------------------
+
+
+def conversation() -> ChatContext:
+    return ChatContext(
+        [
+            system("Be brief."),
+            user("When?"),
+            FunctionCall("hours", "{}", "1"),
+            FunctionCallOutput("1", "hours", "nine"),
+            agent("At nine."),
+        ]
+    )
+
+
+def test_a_copy_is_a_list_of_its_own_and_may_leave_things_out() -> None:
+    chat = conversation()
+    copy = chat.copy(exclude_function_call=True, exclude_instructions=True)
+    assert [item.type for item in copy.items] == ["message", "message"]
+    copy.add_message(role="user", content="Thanks.")
+    assert len(chat.items) == 5
+    assert copy.items[0] is chat.items[1]
+    assert [message.content for message in chat.messages()] == ["Be brief.", "When?", "At nine."]
+
+
+def test_exactly_this_item_is_removed() -> None:
+    first, second = user("Yes."), user("Yes.")
+    chat = ChatContext([first, second])
+    chat.remove(second)
+    chat.remove(agent("not there"))
+    assert chat.items == [first]
+    assert chat.index_of(second) == -1
+
+
+@pytest.mark.parametrize(("kept", "types"), [(1, ["message"]), (3, ["message"]), (4, 4), (0, []), (9, 5)])
+def test_what_is_kept_never_begins_with_the_result_of_a_call(kept: int, types: list[str] | int) -> None:
+    chat = conversation().truncate(max_items=kept)
+    assert (len(chat.items) if isinstance(types, int) else [item.type for item in chat.items]) == types
+
+
+def test_a_context_comes_back_from_json() -> None:
+    chat = conversation()
+    chat.items.append(AgentHandoff("A", "B"))
+    again = ChatContext.from_dict(json.loads(json.dumps(chat.to_dict())))
+    assert again.to_dict() == chat.to_dict()
+    with pytest.raises(ValueError, match="type is 'thought', allowed: message"):
+        ChatContext.from_dict({"items": [{"type": "thought"}]})

@@ -13,9 +13,8 @@ from livekit.protocol.agent import JobType
 from host.job import context, link
 from host.job.agent import VoiceAgent
 from host.job.context import JobContext, JobOutcome, JobProcess, run_job
-from host.job.settings import SessionSettings
 from host.request import JobAcceptArguments
-from tests.host.job.fakes import FakeRoom
+from tests.host.job.fakes import PLAIN, FakeRoom
 
 
 class Job:
@@ -30,7 +29,7 @@ class Job:
             JobProcess({"warm": 1}),
             str(tmp_path / "no.sock"),
             "token",
-            SessionSettings(),
+            PLAIN,
             lambda _: None,
             worker_id="AW_1",
             accept=JobAcceptArguments("Mia", "agent", "meta", {"mood": "good"}),

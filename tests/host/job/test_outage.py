@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
 from host.job.audio import Player
-from host.job.settings import SessionSettings
 from host.job.speech import SpeakablePhrase
 from host.job.spoken import Word
 from host.job.transcripts import MAX_ATTEMPTS
 from inference.client import InferenceRoom, InferenceUnavailableError
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
-from tests.host.job.fakes import SAMPLES_PER_CHAR, FakeInference, FakeRoom, until
+from tests.host.job.fakes import PLAIN, SAMPLES_PER_CHAR, FakeInference, FakeRoom, until
 from tests.host.job.test_session import MS, Talk, talking
 
 
@@ -182,7 +182,7 @@ async def test_a_greeting_and_a_say_are_said_to_their_end() -> None:
     async with talking(greeting="Good day. How can I help?") as talk:
         await until(lambda: talk.inference.phrases)
         await away(talk)
-        saying = asyncio.create_task(talk.session.say("The call is recorded."))
+        saying = talk.session.say("The call is recorded.")
         await talk.silence(300)
         await back(talk)
         await talk.hears_everything()
@@ -190,20 +190,20 @@ async def test_a_greeting_and_a_say_are_said_to_their_end() -> None:
         while not saying.done():
             talk.room.hear(320)
             await asyncio.sleep(0)
-        assert await saying == "The call is recorded."
-        assert talk.said() == [("assistant", "Good day. How can I help? The call is recorded.")]
+        assert saying.said == "The call is recorded."
+        assert talk.said() == [("assistant", "Good day. How can I help?"), ("assistant", "The call is recorded.")]
 
 
 async def test_the_author_who_waits_for_a_say_gets_all_that_was_heard() -> None:
     async with talking() as talk:
-        saying = asyncio.create_task(talk.session.say("One two three four five six."))
+        saying = talk.session.say("One two three four five six.")
         await until(lambda: talk.inference.phrases)
         await talk.hears(8 * SAMPLES_PER_CHAR)
         await away(talk)
         assert not saying.done()
         await back(talk)
         await talk.hears_everything()
-        assert await asyncio.wait_for(saying, 10) == "One two three four five six."
+        assert (await asyncio.wait_for(saying, 10)).said == "One two three four five six."
 
 
 async def test_who_goes_on_while_nobody_listened_takes_the_turn_back() -> None:
@@ -313,7 +313,7 @@ async def test_an_answer_that_the_process_never_survives_is_given_up(caplog: pyt
 
 
 async def test_an_utterance_that_the_process_never_survives_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    async with talking(settings=SessionSettings(min_endpointing_delay_ms=2_000)) as talk:
+    async with talking(settings=replace(PLAIN, vad_endpointing_delay_ms=2_000)) as talk:
         await talk.starts()
         ended = talk.inference.position
         await talk.silence(100)
@@ -352,9 +352,9 @@ async def test_the_end_in_the_middle_of_an_outage() -> None:
         generation.write("Once upon a time there was. And then.")
         generation.finish()
         await talk.hears(9 * SAMPLES_PER_CHAR)
-        saying = asyncio.create_task(talk.session.say("Never said."))
+        saying = talk.session.say("Never said.")
         await away(talk)
-    assert await asyncio.wait_for(saying, 10) == ""
+    assert (await asyncio.wait_for(saying, 10)).said == ""
     (report,) = talk.reports
     assert (report.reply, report.interrupted) == ("Once upon", True)
     assert talk.said()[-1] == ("assistant", "Once upon")

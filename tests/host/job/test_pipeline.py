@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from livekit.protocol.agent import Job
 
 from host.job.agent import VoiceAgent
 from host.job.context import JobContext, JobOutcome, JobProcess, run_job
-from host.job.pipeline import VoiceSession
 from host.job.room_local import LocalRoom
+from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
 from host.job.waves import read_wave, write_wave
 from inference.wire.supervision import TurnReport
+from tests.host.job.fakes import PLAIN
 from tests.inference.process import InferenceProcess, inference_process
 
 pytestmark = pytest.mark.processes
@@ -70,7 +72,7 @@ class Call:
             JobProcess(),
             process.settings.socket_path,
             process.settings.token,
-            settings or SessionSettings(),
+            settings or PLAIN,
             self.report,
         )
 
@@ -85,7 +87,7 @@ class Call:
         self, greeting: str = "", then: Callable[[VoiceSession], Awaitable[object]] | None = None
     ) -> JobOutcome:
         async def entrypoint(ctx: JobContext) -> None:
-            session = await ctx.start_session(VoiceAgent("Be brief.", greeting))
+            session = await ctx.start_session(VoiceAgent("Be brief.", greeting=greeting))
             self.sessions.append(session)
             if then is not None:
                 await then(session)
@@ -95,7 +97,7 @@ class Call:
             return await run_job(entrypoint, self.ctx, self.update)
 
     def said(self) -> list[tuple[str, str]]:
-        return [(item.role, item.content) for item in self.sessions[0].history.items]
+        return [(item.role, item.content) for item in self.sessions[0].history.messages()]
 
     def loud(self, channel: int) -> np.ndarray:
         """Which 20 ms of the recording have sound: the caller's (0) or the agent's (1), shape (ticks,)."""
@@ -180,7 +182,7 @@ async def test_an_interruption_while_the_ring_is_full_leaves_nothing_behind(
 
     async def talk_long(session: VoiceSession) -> None:
         await call.answered.wait()
-        said.append(await session.say(speech))
+        said.append((await session.say(speech)).said)
 
     await call.hold(then=talk_long)
     first, second = call.turns
@@ -210,7 +212,7 @@ async def test_partial_transcripts_are_published_while_the_caller_speaks(
 ) -> None:
     loud = np.where(np.arange(48_000) % 40 < 20, 8_000, -8_000).astype(np.int16)
     write_wave(str(tmp_path / "long.wav"), loud, 16_000)
-    call = Call(process, tmp_path, [str(tmp_path / "long.wav")], settings=SessionSettings(partial_transcripts=True))
+    call = Call(process, tmp_path, [str(tmp_path / "long.wav")], settings=replace(PLAIN, partial_transcripts=True))
     await call.hold()
     (turn,) = call.turns
     mine = [(note.segment, note.text, note.final) for note in call.room.transcripts if note.side == "user"]

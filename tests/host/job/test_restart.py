@@ -21,11 +21,11 @@ from livekit.protocol.agent import Job
 from host.job import link
 from host.job.agent import VoiceAgent
 from host.job.context import JobContext, JobOutcome, JobProcess, run_job
-from host.job.pipeline import VoiceSession
 from host.job.room_local import LocalRoom
-from host.job.settings import SessionSettings
+from host.job.session import VoiceSession
 from inference.client import InferenceClient, InferenceRoom
 from inference.wire.supervision import TurnReport
+from tests.host.job.fakes import PLAIN
 from tests.inference.process import InferenceProcess, inference_process
 
 pytestmark = pytest.mark.processes
@@ -73,7 +73,7 @@ class Call:
             JobProcess(),
             settings.socket_path,
             settings.token,
-            SessionSettings(),
+            PLAIN,
             self.turns.append,
         )
 
@@ -82,7 +82,7 @@ class Call:
 
     async def hold(self, greeting: str = "") -> JobOutcome:
         async def entrypoint(ctx: JobContext) -> None:
-            self.session = await ctx.start_session(VoiceAgent("Be brief.", greeting))
+            self.session = await ctx.start_session(VoiceAgent("Be brief.", greeting=greeting))
             await self.session.wait_closed()
 
         async with asyncio.timeout(DEADLINE_S):
@@ -96,7 +96,7 @@ class Call:
 
     def said(self) -> list[tuple[str, str]]:
         assert self.session is not None
-        return [(item.role, item.content) for item in self.session.history.items]
+        return [(item.role, item.content) for item in self.session.history.messages()]
 
     def check(self, outcome: JobOutcome, greeting: str = "") -> None:
         """Every question was understood and answered, whole and once, in order."""

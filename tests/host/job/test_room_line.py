@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from host.job import line
+from host.job.room import metrics_message
 from host.job.room_line import LineRoom
+from tests.host.job.test_room import REPORT
 
 RATE = 22_050
 QUEUE = RATE // 5
@@ -83,6 +85,22 @@ async def test_it_says_which_room_it_is_and_what_the_agent_does(tmp_path: Path) 
         assert line.read_number(await caller.wait(line.Kind.RATE)) == RATE
         assert line.words(await caller.wait(line.Kind.STATE)) == "thinking"
         assert line.Text.unpack(await caller.wait(line.Kind.TEXT)) == line.Text("user", "user-1", "Hé", final=True)
+
+
+async def test_what_the_caller_types_comes_until_he_hangs_up(tmp_path: Path) -> None:
+    async with called(tmp_path) as (room, caller):
+        assert caller.writer is not None
+        for text in ("What time is it?", "Hé"):
+            caller.writer.write(line.pack(line.Kind.CHAT, text.encode()))
+        caller.writer.close()
+        async with asyncio.timeout(10):
+            assert [text async for text in room.text_input()] == ["What time is it?", "Hé"]
+
+
+async def test_what_was_measured_of_a_turn_is_told(tmp_path: Path) -> None:
+    async with called(tmp_path) as (room, caller):
+        await room.publish_metrics(REPORT)
+        assert line.words(await caller.wait(line.Kind.METRICS)) == metrics_message(REPORT)
 
 
 async def test_the_callers_audio_comes_until_he_hangs_up(tmp_path: Path) -> None:

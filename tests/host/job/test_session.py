@@ -6,17 +6,20 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
 from host.job.agent import VoiceAgent
-from host.job.pipeline import VoiceSession
+from host.job.dialogue import Dialogue
+from host.job.pipeline import Conversation
+from host.job.session import VoiceSession
 from host.job.settings import SessionSettings
 from inference.client import InferenceRoom, InferenceUnavailableError, RequestFailedError
 from inference.wire.messages import SpeechEnded, SpeechPaused, SpeechStarted, Transcript
 from inference.wire.supervision import TurnReport
-from tests.host.job.fakes import RATE, SAMPLES_PER_CHAR, FakeGeneration, FakeInference, FakeRoom, until
+from tests.host.job.fakes import PLAIN, RATE, SAMPLES_PER_CHAR, FakeGeneration, FakeInference, FakeRoom, until
 
 MS = RATE // 1000
 
@@ -24,23 +27,39 @@ MS = RATE // 1000
 class Talk:
     """A running session, and a caller who speaks by the millisecond."""
 
-    def __init__(self, agent: VoiceAgent, settings: SessionSettings, context_tokens: int) -> None:
+    def __init__(
+        self, agent: VoiceAgent, settings: SessionSettings, context_tokens: int, userdata: object = None
+    ) -> None:
         self.room = FakeRoom()
         self.inference = FakeInference()
         self.reports: list[TurnReport] = []
         self.given_up = False
         self.outages = 0
+        self.agent = agent
+        self.settings = settings
         self.session = VoiceSession(
-            self.room,
-            cast(InferenceRoom, self.inference),
             agent,
+            cast(InferenceRoom, self.inference),
+            self._converse,
             settings=settings,
             context_tokens=context_tokens,
-            job_id="job",
             report=self.reports.append,
+            userdata=userdata,
+            now=self.now,
+        )
+
+    def _converse(self, dialogue: Dialogue) -> Conversation:
+        self.dialogue = dialogue
+        self.conversation = Conversation(
+            self.room,
+            cast(InferenceRoom, self.inference),
+            dialogue,
+            settings=self.agent.settings(self.settings),
+            job_id="job",
             attach_again=self.attach_again,
             now=self.now,
         )
+        return self.conversation
 
     async def attach_again(self) -> None:
         self.outages += 1
@@ -114,18 +133,25 @@ class Talk:
                 await asyncio.sleep(0)
 
     def said(self) -> list[tuple[str, str]]:
-        return [(item.role, item.content) for item in self.session.history.items]
+        return [(item.role, item.content) for item in self.session.history.messages()]
 
 
 @asynccontextmanager
 async def talking(
-    *, greeting: str = "", context_tokens: int = 2048, settings: SessionSettings | None = None
+    *,
+    greeting: str = "",
+    context_tokens: int = 2048,
+    settings: SessionSettings | None = None,
+    agent: VoiceAgent | None = None,
+    userdata: object = None,
 ) -> AsyncIterator[Talk]:
-    talk = Talk(VoiceAgent("Be brief.", greeting), settings or SessionSettings(), context_tokens)
-    running = asyncio.create_task(talk.session.run())
+    """A conversation with ``agent``, or one that is brief."""
+    agent = agent or VoiceAgent("Be brief.", greeting=greeting)
+    talk = Talk(agent, settings or PLAIN, context_tokens, userdata)
+    running = asyncio.create_task(talk.session.hold())
     try:
-        if not greeting:
-            await until(lambda: talk.room.states == ["listening"])
+        if not agent.greeting:
+            await until(lambda: talk.room.states)
         yield talk
     finally:
         await asyncio.wait_for(talk.session.aclose("the test is over"), 10)
@@ -161,7 +187,7 @@ async def test_speech_starts_while_the_model_still_thinks() -> None:
     assert report.barge_in_ms == -1
     assert talk.room.transcripts[0] == ("user", "user-1", "Tell me a story.", True)
     agent = [entry for entry in talk.room.transcripts if entry[0] == "agent"]
-    assert agent[0] == ("agent", "agent-1", "Once upon a time.", False)
+    assert {entry[1] for entry in agent} == {"agent-1"}
     assert agent[-1] == ("agent", "agent-1", report.reply, True)
 
 
@@ -429,7 +455,7 @@ async def test_a_conversation_that_is_too_long_loses_its_oldest_turn() -> None:
 
 
 async def test_a_reply_never_asks_for_more_than_half_of_the_context() -> None:
-    async with talking(context_tokens=256, settings=SessionSettings(max_reply_tokens=1000)) as talk:
+    async with talking(context_tokens=256, settings=replace(PLAIN, max_reply_tokens=1000)) as talk:
         assert (await talk.asks("Hello?")).max_tokens == 128
 
 
@@ -450,7 +476,7 @@ async def test_the_greeting_is_said_before_the_agent_listens_and_can_be_interrup
 async def test_say_waits_for_its_turn_and_returns_what_was_heard() -> None:
     async with talking() as talk:
         await talk.starts()
-        saying = asyncio.create_task(talk.session.say("The call is recorded."))
+        saying = talk.session.say("The call is recorded.")
         await talk.stops("Hello.")
         await until(lambda: talk.inference.generations)
         talk.inference.generations[0].write("Hi.")
@@ -459,22 +485,22 @@ async def test_say_waits_for_its_turn_and_returns_what_was_heard() -> None:
         assert not saying.done()
         await until(lambda: len(talk.inference.phrases) == 2)
         await talk.hears(4 * SAMPLES_PER_CHAR)
-        await talk.starts()
-        assert await asyncio.wait_for(saying, 10) == "The"
-        assert talk.said()[-1] == ("assistant", "Hi. The")
+        await talk.says("Stop.")
+        assert await asyncio.wait_for(saying, 10) is saying
+        assert (saying.said, saying.interrupted) == ("The", True)
+        assert talk.said()[1:] == [("assistant", "Hi."), ("assistant", "The"), ("user", "Stop.")]
 
 
 async def test_say_ends_with_the_session() -> None:
     async with talking() as talk:
         await talk.starts()
-        saying = asyncio.create_task(talk.session.say("Never said."))
-        await asyncio.sleep(0)
-    assert await asyncio.wait_for(saying, 10) == ""
-    assert await talk.session.say("Too late.") == ""
+        saying = talk.session.say("Never said.")
+    assert (await asyncio.wait_for(saying, 10)).said == ""
+    assert (await asyncio.wait_for(talk.session.say("Too late."), 10)).said == ""
 
 
 async def test_where_interruptions_are_not_allowed_the_agent_talks_on() -> None:
-    async with talking(settings=SessionSettings(allow_interruptions=False)) as talk:
+    async with talking(settings=replace(PLAIN, allow_interruptions=False)) as talk:
         generation = await talk.asks("Tell me a story.")
         generation.write("Once upon a time.")
         generation.finish()
@@ -513,8 +539,8 @@ async def test_the_end_silences_the_agent_and_reports_what_was_heard() -> None:
 
 
 async def test_inference_that_stays_away_ends_the_session_with_a_clear_reason() -> None:
-    talk = Talk(VoiceAgent("Be brief."), SessionSettings(), 2048)
-    running = asyncio.create_task(talk.session.run())
+    talk = Talk(VoiceAgent("Be brief."), PLAIN, 2048)
+    running = asyncio.create_task(talk.session.hold())
     await talk.asks("Tell me a story.")
     talk.inference.go_away()
     talk.given_up = True
@@ -527,5 +553,5 @@ async def test_inference_that_stays_away_ends_the_session_with_a_clear_reason() 
 
 @pytest.mark.parametrize(("delay", "pause"), [(500, 96), (64, 64), (0, 32)])
 async def test_detection_is_set_up_for_the_endpointing_delay(delay: int, pause: int) -> None:
-    async with talking(settings=SessionSettings(min_endpointing_delay_ms=delay)) as talk:
+    async with talking(settings=replace(PLAIN, vad_endpointing_delay_ms=delay)) as talk:
         assert talk.inference.listening["pause_ms"] == pause

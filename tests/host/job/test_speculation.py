@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from host.job.settings import SessionSettings
 from host.job.transcripts import PARTIAL_EVERY, UserTranscript
-from host.job.turn import DropPreparation, PrepareAnswer, TranscriptArrived, Unfinished
+from host.job.turn_events import DropPreparation, PrepareAnswer, TranscriptArrived
+from host.job.user_turn import Unfinished
 from inference.client import RequestFailedError
 from inference.wire.messages import SpeechPaused, SpeechResumed, SpeechStarted, Transcript
-from tests.host.job.fakes import RATE, FakeGeneration, until
+from tests.host.job.fakes import PLAIN, RATE, FakeGeneration, until
 from tests.host.job.test_session import Talk, talking
 from tests.host.job.test_turn import MS, PADDING, Conversation, State
 
-PARTIAL = SessionSettings(partial_transcripts=True)
+PARTIAL = replace(PLAIN, partial_transcripts=True)
 
 
 def asked(generation: FakeGeneration) -> list[tuple[str, str]]:
@@ -27,10 +29,10 @@ def test_an_answer_is_prepared_when_all_that_was_said_is_transcribed() -> None:
     talk = Conversation()
     talk.started(1000)
     talk.paused(2000)
-    assert talk.transcript("Hello,") == [PrepareAnswer("Hello,")]
+    assert talk.transcript("Hello,") == [PrepareAnswer(1, "Hello,")]
     assert talk.resumed(2200) == [DropPreparation()]
     talk.paused(3000)
-    assert talk.transcript("Hello, what is the date?") == [PrepareAnswer("Hello, what is the date?")]
+    assert talk.transcript("Hello, what is the date?") == [PrepareAnswer(2, "Hello, what is the date?")]
     talk.until(3600)
     assert talk.state is State.THINKING
     # It is answered: there is nothing to drop but the answer.
@@ -49,7 +51,7 @@ def test_nothing_is_prepared_for_no_words_or_while_a_part_is_missing() -> None:
     # The first part was long enough to be kept.
     talk.paused(24_000)
     assert talk.transcript("later part") == []
-    assert talk.feed(TranscriptArrived(first.ticket, "first part")) == [PrepareAnswer("first part later part")]
+    assert talk.feed(TranscriptArrived(first.ticket, "first part")) == [PrepareAnswer(1, "first part later part")]
 
 
 def test_what_is_unfinished_is_what_the_caller_is_saying() -> None:
@@ -254,7 +256,7 @@ async def test_a_partial_transcript_that_fails_or_is_lost_is_no_failure(caplog: 
 
 
 async def test_speed_and_volume_of_the_session_reach_every_phrase() -> None:
-    async with talking(greeting="Hello! Bye.", settings=SessionSettings(speed=1.5, volume=0.25)) as talk:
+    async with talking(greeting="Hello! Bye.", settings=replace(PLAIN, speed=1.5, volume=0.25)) as talk:
         await until(lambda: len(talk.inference.phrases) == 2)
         assert [(phrase.speed, phrase.volume) for phrase in talk.inference.phrases] == [(1.5, 0.25)] * 2
         await talk.hears_everything()

@@ -34,7 +34,8 @@ def test_every_metric_of_it_is_one_of_the_hosts(dashboard: dict[str, Any]) -> No
     metrics.turn(turn())
     metrics.process_failed("job")
     metrics.process_killed("job", "memory")
-    metrics.inference_report(InferenceReport(stages=(stage("stt"), stage("llm"), stage("tts"))))
+    stages = (stage("stt"), stage("llm"), stage("tts"))
+    metrics.inference_report(InferenceReport("cuda", rooms=1, max_rooms=4, busy=0.5, pressure=0.0, stages=stages))
     there = scrape(metrics).names()
     asked = {name for expression in expressions(dashboard) for name in re.findall(r"\broomful_\w+", expression)}
     assert len(asked) > 20

@@ -9,7 +9,7 @@ import pytest
 
 from inference.engines.base import EngineError
 from inference.engines.grammar import check_grammar, literal
-from inference.engines.json_schema import integers_between, schema_to_grammar
+from inference.engines.json_schema import integers_between, put_schemas, schema_to_grammar
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,23 @@ def test_the_grammar_of_a_schema_is_one() -> None:
         "additionalProperties": False,
     }
     check_grammar(schema_to_grammar(json.dumps(schema)))
+
+
+def test_schemas_stand_in_a_grammar() -> None:
+    properties = {"root": {"type": "string", "maxLength": 3}, "r1 char": {"enum": ["r1", 'a"b']}}
+    schema = json.dumps({"type": "object", "properties": properties, "required": ["root"]})
+    grammar = f'root ::= "a" one | two\none ::= %json {schema}\n  two ::= %json {{"type": "integer"}}\n'
+    check_grammar(put_schemas(grammar))
+    rules = dict(line.split(" ::= ", 1) for line in put_schemas(grammar).splitlines() if line)
+    assert rules["root"] == '"a" one | two'
+    assert rules["two"] == "two-integer"
+    assert rules["two-integer"] == '"-"? ("0" | [1-9] [0-9]{0,14})'
+    assert any("one-char{0,3}" in body for body in rules.values())
+    assert any(r'"\"root\"" one-colon' in body for body in rules.values())
+    # What is only text in it stays what it is.
+    assert any(r'"\"r1\"" | "\"a\\\"b\""' in body for body in rules.values())
+    assert put_schemas('root ::= "%json"') == 'root ::= "%json"'
+    with pytest.raises(EngineError, match="json_schema is not JSON"):
+        put_schemas("root ::= one\none ::= %json {")
+    with pytest.raises(EngineError, match=r"json_schema, \$: pattern of type string is not supported"):
+        put_schemas('root ::= %json {"type": "string", "pattern": "a"}')

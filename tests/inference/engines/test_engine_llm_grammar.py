@@ -134,6 +134,39 @@ def test_an_answer_obeys_a_grammar_and_a_seed_gives_it_again(llm: LlamaLanguageM
     assert len(set(answers)) > 1
 
 
+CALL = r"""
+call ::= "<tool_call>" "{\"name\": \"opening_hours\", \"day\": \"" day "\"}" "</tool_call>"
+day ::= "Monday" | "Sunday"
+text ::= [^<] [^<]*
+"""
+
+
+def test_a_grammar_that_also_allows_plain_text_changes_nothing_of_it(llm: LlamaLanguageModel) -> None:
+    """Who may call a tool and does not answers as if there were none."""
+    plain = Sampling(temperature=0.0, max_tokens=24)
+    asked = ask("What is the sun?")
+    llm.start(1, 0, asked, plain)
+    llm.start(2, 1, asked, Sampling(temperature=0.0, max_tokens=24, grammar=f"root ::= call | text\n{CALL}"))
+    ends = finish(llm)
+    assert ends[1][0] == ends[2][0] != ""
+    assert isinstance(ends[2][1], TokensOut)
+
+
+def test_words_and_then_what_a_grammar_wants(llm: LlamaLanguageModel) -> None:
+    grammar = f'root ::= [A-Z] [a-z, ]+ "." call\n{CALL}'
+    for seed in range(3):
+        llm.start(
+            1, 0, ask("When are you open?"), Sampling(temperature=1.0, seed=seed, max_tokens=150, grammar=grammar)
+        )
+        text, end = finish(llm)[1]
+        assert isinstance(end, TokensOut)
+        if end.finish == "length":
+            continue  # it never came to its full stop
+        said, _, call = text.partition("<tool_call>")
+        assert re.fullmatch(r"[A-Z][a-z, ]+\.", said)
+        assert json.loads(call.removesuffix("</tool_call>"))["day"] in ("Monday", "Sunday")
+
+
 def test_a_stop_string_and_the_limit_end_an_answer_with_a_grammar(llm: LlamaLanguageModel) -> None:
     grammar = 'root ::= "one two three four" " five"*'
     llm.start(1, 0, ask("Count."), Sampling(temperature=0.0, max_tokens=90, stop=(" three",), grammar=grammar))

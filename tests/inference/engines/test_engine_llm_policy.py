@@ -8,7 +8,7 @@ import pytest
 
 from inference.engines.base import EngineError, EngineOptions, Message, Sampling
 from inference.engines.llm import LlamaLanguageModel
-from inference.engines.prompt import TextStream
+from inference.engines.prompt import CHATML, ChatTemplate, TextStream
 
 
 def fed(stream: TextStream, pieces: list[bytes]) -> list[str]:
@@ -46,6 +46,23 @@ def test_what_only_looked_like_a_stop_string_is_shown() -> None:
 def test_the_first_of_two_stop_strings_counts() -> None:
     stream = TextStream(("b", "a"))
     assert stream.feed(b"xab") == "x"
+
+
+def test_a_tools_result_is_the_users_where_the_template_knows_no_tools() -> None:
+    chat = [Message("user", "Hi."), Message("assistant", "[call]"), Message("tool", "[result]")]
+    plain = ChatTemplate(CHATML, "", "", [])
+    assert plain.render(chat) == plain.render([*chat[:2], Message("user", "[result]")])
+    source = "{% for m in messages %}{% if m.role == 'tool' %}<result>{% endif %}{{ m.content }}{% endfor %}"
+    assert ChatTemplate(source, "", "", []).render(chat) == "Hi.[call]<result>[result]"
+
+
+def test_a_tools_result_is_the_users_where_the_template_refuses_it() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'tool' and m.tool_call_id is not defined %}"
+        "{{ raise_exception('no id') }}{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    chat = [Message("system", "Be kind."), Message("user", "Hi."), Message("tool", "[result]")]
+    assert ChatTemplate(source, "", "", []).render(chat) == "system: Be kind.\nuser: Hi.\nuser: [result]\n"
 
 
 def test_before_load_it_says_so() -> None:

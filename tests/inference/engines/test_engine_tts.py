@@ -182,6 +182,14 @@ def test_a_very_long_sentence_is_several_blocks(tts: PiperTextToSpeech) -> None:
     assert len(blocks) > 1
 
 
+def test_a_voice_of_one_speaker_has_no_second(tts: PiperTextToSpeech) -> None:
+    for speaker in (1, -2):
+        with pytest.raises(EngineError, match=rf"speaker is {speaker}, allowed: -1 \(the voice's own\) to 0"):
+            tts.start(1, "Hello.", speaker=speaker)
+    tts.start(1, "Hello.", speaker=0)
+    assert set(speak(tts)) == {1}
+
+
 def test_one_poisoned_phrase_fails_alone(tts: PiperTextToSpeech) -> None:
     tts.start(1, "Hello.")
     tts._phrases[1].waiting[0] = Order([99_999])  # no such phoneme

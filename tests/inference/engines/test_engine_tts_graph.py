@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import logging
 import warnings
@@ -177,6 +179,22 @@ def test_windows_of_several_rooms_are_one_shot(
         assert spoken.shape == expected.shape
         assert np.abs(spoken - expected).max() <= EXACT
         assert np.abs(expected).max() > 100 * EXACT
+
+
+def test_rooms_with_different_speakers_share_a_batch(
+    voices: Callable[[str], Path], make_voice: Callable[[Path, Scales], SplitVoice]
+) -> None:
+    path, scales = voices("several speakers"), scales_of("several speakers")
+    orders = [dataclasses.replace(order(90), speaker=speaker) for speaker in (None, *range(SPEAKERS))]
+    spoken = [np.concatenate(blocks) for blocks in in_windows(make_voice(path, scales), orders)]
+    for expected, one in zip(one_shots(path, scales, orders), spoken, strict=True):
+        assert one.shape == expected.shape
+        assert np.abs(one - expected).max() <= EXACT
+    own, *others = spoken
+    assert scales.speaker is not None
+    assert np.array_equal(own, others[scales.speaker])
+    for one, other in itertools.combinations(others, 2):
+        assert one.shape != other.shape or np.abs(one - other).max() > 10 * EXACT
 
 
 @pytest.mark.parametrize(("name", "before", "after"), [("medium", 12, 11), ("high, several speakers", 14, 13)])

@@ -321,6 +321,60 @@ async def test_generate(tmp_path: Path) -> None:
         await peer.expect(m.Listen)
 
 
+async def test_the_end_of_turn_is_known_before_anybody_reads(tmp_path: Path) -> None:
+    async with room_open(tmp_path) as (room, _, peer):
+        generation = room.generate(CHAT, end_of_turn=True)
+        assert (await peer.expect(m.Generate)).end_of_turn
+        peer.send(m.EndOfTurn(1, 0.75))
+        assert await generation.end_of_turn == 0.75
+        peer.send(m.TextDelta(1, "Hi"), m.GenerateDone(1, "stop", 9, 3, 2))
+        assert [text async for text in generation] == ["Hi"]
+        assert await generation.end_of_turn == 0.75
+
+
+async def test_the_end_of_turn_of_a_prefill_comes_with_its_end(tmp_path: Path) -> None:
+    async with room_open(tmp_path) as (room, _, peer):
+        generation = room.generate(CHAT, max_tokens=0, end_of_turn=True)
+        await peer.expect(m.Generate)
+        peer.send(m.GenerateDone(1, "length", 9, 3, 0, 0.25))
+        assert await generation.end_of_turn == 0.25
+        assert [text async for text in generation] == []
+        assert generation.done is not None
+
+
+async def test_an_end_of_turn_that_never_comes_is_not_waited_for(tmp_path: Path) -> None:
+    async with room_open(tmp_path) as (room, client, peer):
+        done, failed, lost = (room.generate(CHAT) for _ in range(3))
+        for _ in range(3):
+            await peer.expect(m.Generate)
+        peer.send(m.GenerateDone(1, "stop", 9, 3, 2), m.RequestFailed(2, "cancelled", ""))
+        assert [await one.end_of_turn for one in (done, failed)] == [-1.0, -1.0]
+        assert not lost.end_of_turn.done()
+        await client.aclose()
+        assert await lost.end_of_turn == -1.0
+
+
+async def test_what_was_speculative_is_promoted_while_it_is_open(tmp_path: Path) -> None:
+    async with room_open(tmp_path) as (room, _, peer):
+        listening = room.listen_to(0, 5, speculative=True)
+        generation = room.generate(CHAT, speculative=True)
+        phrase = room.speak("Hello.", speculative=True, speaker=3)
+        assert await peer.expect(m.Transcribe) == m.Transcribe(1, 0, 5, speculative=True)
+        await peer.expect(m.Generate)
+        assert await peer.expect(m.Speak) == m.Speak(3, "Hello.", speculative=True, speaker=3)
+        for number, one in enumerate((listening, generation, phrase), 1):
+            one.promote()
+            assert await peer.expect(m.Promote) == m.Promote(number)
+        peer.send(m.Transcript(1, "so", "en", -0.1, 0.0, 3.0), m.GenerateDone(2, "stop", 9, 3, 2), m.SpeakDone(3, 0, 3))
+        assert (await listening.wait()).text == "so"
+        assert [text async for text in generation] == []
+        await phrase.wait()
+        for one in (listening, generation, phrase):
+            one.promote()
+        room.listen()
+        await peer.expect(m.Listen)
+
+
 async def test_a_cancelled_generation(tmp_path: Path) -> None:
     async with room_open(tmp_path) as (room, _, peer):
         generation = room.generate(CHAT)

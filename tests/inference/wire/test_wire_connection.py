@@ -29,7 +29,7 @@ from inference.wire.tlv import HEADER, Message, encode
 
 # --- the contract ---------------------------------------------------------------------------------
 
-REPLIES = "Transcript TextDelta GenerateDone SpeakStarted SpeakDone Stats RequestFailed"
+REPLIES = "Transcript TextDelta GenerateDone EndOfTurn SpeakStarted SpeakDone Stats RequestFailed"
 EVENTS = "SpeechStarted SpeechPaused SpeechResumed SpeechEnded AudioLost"
 
 LEGAL = {
@@ -47,7 +47,7 @@ LEGAL = {
         server opening  RoomRefused     idle
         server opening  Stats RequestFailed opening
         server opening  Goodbye         closed
-        client open     Listen Transcribe Generate Speak Cancel GetStats open
+        client open     Listen Transcribe Generate Speak Cancel Promote GetStats open
         server open     {EVENTS} {REPLIES} open
         server open     Goodbye         closed
     """,
@@ -94,10 +94,12 @@ EXAMPLES: dict[str, Message] = {
     "Generate": m.Generate(5, ()),
     "TextDelta": m.TextDelta(2, "x"),
     "GenerateDone": m.GenerateDone(2, "stop", 1, 0, 1),
+    "EndOfTurn": m.EndOfTurn(2, 0.5),
     "Speak": m.Speak(5, "x"),
     "SpeakStarted": m.SpeakStarted(3, 0),
     "SpeakDone": m.SpeakDone(3, 0, 1),
     "Cancel": m.Cancel(1),
+    "Promote": m.Promote(1),
     "RequestFailed": m.RequestFailed(1, "engine", "x"),
     "GetStats": m.GetStats(5),
     "Stats": m.Stats(4, 1, 4, 0, 0, 0, 0.0),
@@ -270,7 +272,7 @@ def reply(kind: str, number: int) -> Message:
 
 ANSWERS = {
     "Transcribe": {"Transcript": True, "RequestFailed": True},
-    "Generate": {"TextDelta": False, "GenerateDone": True, "RequestFailed": True},
+    "Generate": {"EndOfTurn": False, "TextDelta": False, "GenerateDone": True, "RequestFailed": True},
     "Speak": {"SpeakStarted": False, "SpeakDone": True, "RequestFailed": True},
     "GetStats": {"Stats": True, "RequestFailed": True},
 }

@@ -87,7 +87,7 @@ GOLDEN: list[tuple[Message, str]] = [
     # nested structs, repeated; repeated text; an empty text; a negative int
     (
         m.Generate(1, (m.ChatMessage("user", "hi"), m.ChatMessage("assistant", "")), stop=("a", "")),
-        "5246 01 00 2800 a7000000"
+        "5246 01 00 2800 ae000000"
         "0100 08000000 0100000000000000"
         "0200 12000000 0100 04000000 75736572 0200 02000000 6869"
         "0200 15000000 0100 09000000 617373697374616e74 0200 00000000"
@@ -98,7 +98,7 @@ GOLDEN: list[tuple[Message, str]] = [
         "0700 08000000 ffffffffffffffff"
         "0800 01000000 61"
         "0800 00000000"
-        "0900 01000000 00 0a00 00000000 0b00 00000000",
+        "0900 01000000 00 0a00 00000000 0b00 00000000 0c00 01000000 00",
     ),
     (
         m.RequestFailed(9, "cancelled", ""),
@@ -129,8 +129,9 @@ def test_golden_bytes(message: Message, golden: str) -> None:
 TYPE_NUMBERS = {
     "Hello": 1, "Welcome": 2, "Goodbye": 3, "OpenRoom": 10, "RoomOpened": 11, "RoomRefused": 12, "Listen": 20,
     "SpeechStarted": 21, "SpeechPaused": 22, "SpeechResumed": 23, "SpeechEnded": 24, "AudioLost": 25,
-    "Transcribe": 30, "Transcript": 31, "Generate": 40, "TextDelta": 41, "GenerateDone": 42, "Speak": 50,
-    "SpeakStarted": 51, "SpeakDone": 52, "Cancel": 60, "RequestFailed": 61, "GetStats": 70, "Stats": 71,
+    "Transcribe": 30, "Transcript": 31, "Generate": 40, "TextDelta": 41, "GenerateDone": 42,
+    "EndOfTurn": 43, "Speak": 50,
+    "SpeakStarted": 51, "SpeakDone": 52, "Cancel": 60, "RequestFailed": 61, "Promote": 62, "GetStats": 70, "Stats": 71,
     "Spawn": 200, "Spawned": 201, "Reaped": 202, "SpawnFailed": 203, "InitializeInference": 210,
     "InitializeJob": 211, "Progress": 212, "Calibrated": 216, "Ready": 213, "InitializeFailed": 214,
     "InferenceReport": 215, "Ping": 220, "Pong": 221,
