@@ -78,9 +78,15 @@ class Metrics(Observer):
         }
         self._barge_in = histogram(
             "roomful_turn_barge_in_seconds",
-            "The caller's interruption reported to the room being silent",
+            "The decision that the caller interrupts to the room being silent",
             _BARGE_IN_BUCKETS_S,
         )
+        self._ahead = histogram(
+            "roomful_turn_ahead_seconds",
+            "An answer begun on speculation to its turn being over",
+            _TURN_BUCKETS_S,
+        )
+        self._guesses_dropped = counter("roomful_guesses_dropped", "Answers begun on speculation in vain")
         # The supervisor itself: process_resident_memory_bytes, process_cpu_seconds_total, process_open_fds.
         ProcessCollector(registry=registry)
         registry.register(_Described(describe, self._node))
@@ -126,6 +132,9 @@ class Metrics(Observer):
                 histogram.observe(milliseconds / 1000)
         if report.barge_in_ms >= 0:
             self._barge_in.observe(report.barge_in_ms / 1000)
+        if report.ahead_ms > 0:
+            self._ahead.observe(report.ahead_ms / 1000)
+        self._guesses_dropped.inc(report.guesses_dropped)
 
     def inference_report(self, report: InferenceReport) -> None:
         """What the inference process has counted since it started."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import host
+from host import testing
 from host.job.agent import VoiceAgent
 from host.job.events import EVENTS
 from host.job.session import VoiceSession
 from host.job.speech_handle import SpeechHandle
+from host.testing import Call, ScriptedModel
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "agents.md").read_text()
@@ -81,3 +84,17 @@ def test_links_lead_somewhere() -> None:
 def test_all_that_is_public_is_there() -> None:
     for name in host.__all__:
         assert getattr(host, name).__name__ == name
+
+
+async def test_the_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    module: dict[str, Any] = {}
+    exec(compile(code, "agents.md", "exec"), module)
+    script = ScriptedModel("Good day.", "Three are free.", Call("to_restaurant"))
+    async with testing.session(module["FrontDesk"](), model=script, userdata={"free": 3}) as session:
+        assert session.opening.reply == "Good day."
+        result = await session.run(user_input="Is there a room?")
+        assert result.reply == "Three are free."
+        result = await session.run(user_input="The restaurant, please.")
+        assert result.reply == "The restaurant, good day."
+        assert session.current_agent.instructions == "You answer for the restaurant."

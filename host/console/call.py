@@ -118,6 +118,17 @@ class Call:
             self._changed.clear()
             await self._changed.wait()
 
+    async def wait_quiet(self, condition: Callable[[], bool], quiet_s: float) -> None:
+        """Return when ``condition`` holds and the job has said nothing for ``quiet_s``."""
+        while True:
+            await self.wait_for(condition)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(quiet_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
     # --- keys -----------------------------------------------------------------------------------------
 
     def type(self, text: str) -> None:

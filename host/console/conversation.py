@@ -28,6 +28,10 @@ ROOM = "console"
 _LOOK_S = 0.1
 _ANSWER_S = 60.0
 """How long the next line of a file waits for the answer to the one before."""
+_GREETING_S = 0.5
+"""An agent that listens may be about to greet."""
+_MORE_S = 0.1
+"""And one that has answered may have more to say."""
 _SOUND_SYSTEM = ("ALSA lib ", "jack ", "Cannot connect to server ")
 """How lines begin that sound libraries write on their own."""
 _GOODBYE_S = 10.0
@@ -139,12 +143,12 @@ class Conversation:
 
     async def _read_lines(self) -> None:
         """Each line waits for the answer to the one before; after the last the caller leaves."""
-        await self._call.wait_for(self._call.is_listening)
+        await self._call.wait_quiet(self._call.is_listening, _GREETING_S)
         async for text in lines():
             self._call.type(text)
             try:
                 async with asyncio.timeout(_ANSWER_S):
-                    await self._call.wait_for(self._call.is_answered)
+                    await self._call.wait_quiet(self._call.is_answered, _MORE_S)
             except TimeoutError:
                 logger.warning("no answer in %.0f s", _ANSWER_S)
         self._ended.set()

@@ -193,6 +193,6 @@ class VoiceAgent:
 
     def enter(self, session: VoiceSession) -> None:
         """Called by the session that it takes over. Raises ``RuntimeError`` while it is in another one."""
-        if self._session is not None and self._session is not session:
+        if self._session is not None and self._session is not session and not self._session.is_over:
             raise RuntimeError(f"{self!r} is in another session; make an agent for each")
         self._session = session

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -153,7 +152,7 @@ class JobContext:
         )
         self._task_group().create_task(self._hold(self._session), name="session")
         if not written:
-            self._task_group().create_task(_answer_typed(self.room, self._session), name="typed")
+            self._task_group().create_task(self._session.read(self.room.text_input()), name="typed")
         return self._session
 
     async def connect_inference(self) -> InferenceClient:
@@ -264,15 +263,6 @@ class JobOutcome:
     status: Literal["success", "failed"]
     error: str
     reason: str
-
-
-async def _answer_typed(room: Room, session: VoiceSession) -> None:
-    """What the caller types in a call interrupts the agent, where that is allowed, and is answered."""
-    async for text in room.text_input():
-        if text := text.strip():
-            with contextlib.suppress(RuntimeError):
-                session.interrupt()
-            session.generate_reply(user_input=text)
 
 
 async def run_job(

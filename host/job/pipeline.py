@@ -88,7 +88,7 @@ class Conversation:
         self._display = Display(room, dialogue.transcribed)
         self._tasks: asyncio.TaskGroup | None = None
         self._transcriptions = Transcriptions(
-            inference, settings, self._transcribed, self._partly_transcribed, dialogue.filter_transcript
+            inference, settings, self._feed, self._partly_transcribed, dialogue.filter_transcript
         )
         self._reply: Reply | None = None
         self._interrupted: Reply | None = None
@@ -127,7 +127,6 @@ class Conversation:
         """Silence: what is being said, or thought about, is over. False where that may not be interrupted."""
         if self._reply is not None and not (force or self._allows_interruptions(self._reply)):
             return False
-        self._event_at = self._now()
         self._note_heard()
         self._feed(t.InterruptAsked())
         return True
@@ -156,7 +155,6 @@ class Conversation:
 
     def commit_user_turn(self) -> None:
         """The caller's turn is over, whatever the pause."""
-        self._event_at = self._now()
         self._note_heard()
         self._feed(t.CommitAsked())
 
@@ -231,7 +229,6 @@ class Conversation:
             try:
                 self._listen(start)
                 async for event in self._inference.events():
-                    self._event_at = self._now()
                     logger.debug("%s", event)
                     # Whether this is a barge-in depends on what has been heard by now.
                     self._note_heard()
@@ -269,9 +266,6 @@ class Conversation:
     def _on_clock(self, position: int) -> None:
         self._feed(t.Tick(min(position, self._inference.heard + _DETECTION_LAG)))
 
-    def _transcribed(self, event: t.TranscriptArrived | t.TranscriptFailed) -> None:
-        self._feed(event)
-
     def _partly_transcribed(self, text: str) -> None:
         # The turn has no number yet; this is the one that it will have.
         self._display.user_said(self._turn_number + 1, text, final=False)
@@ -290,7 +284,7 @@ class Conversation:
         self._inputs.append(event)
         if self._feeding:
             return
-        self._feeding = True
+        self._feeding, self._event_at = True, self._now()
         try:
             while self._inputs:
                 self._take(self._inputs.popleft())
@@ -464,6 +458,11 @@ class Conversation:
                     reply, reply.utterance, guess, self._player, self._settings, self._dialogue, self._now
                 )
             except RequestFailedError as exc:
+                if guess is not None and guess is self._guess:
+                    # The answer is asked for when the turn is over.
+                    logger.debug("no answer on speculation: %s", exc)
+                    self._drop_guess()
+                    return
                 failed = True
                 self._failed("llm", "the answer failed: %s", exc)
             if guess is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Sequence
@@ -203,6 +204,17 @@ class VoiceSession(EventEmitter):
         self.emit(ConversationItemAddedEvent(handoff))
         self._run_hook(self._change(old, agent), "agent-handoff")
 
+    async def read(self, texts: AsyncIterable[str]) -> None:
+        """Answer each of ``texts``, which the caller types beside a conversation in sound.
+
+        It interrupts the agent, where that is allowed; else it is answered after what is being said.
+        """
+        async for text in texts:
+            if text := text.strip():
+                with contextlib.suppress(RuntimeError):
+                    self.interrupt()
+                self.generate_reply(user_input=text)
+
     def ask_model(
         self, chat_ctx: ChatContext, tools: Sequence[FunctionTool[..., Any]], model_settings: ModelSettings
     ) -> AsyncGenerator[str | FunctionCall, None]:
@@ -219,6 +231,11 @@ class VoiceSession(EventEmitter):
         self._answering.add_transcript_callback(callback)
 
     # --- its end --------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.is_set()
 
     @property
     def is_idle(self) -> bool:

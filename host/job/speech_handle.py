@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from host.job.reply import Reply
+from host.job.tools import check_wait
 
 _NUMBERS = itertools.count(1)
 
@@ -59,11 +60,13 @@ class SpeechHandle:
         return self
 
     async def wait_for_playout(self) -> None:
-        """Return when nothing more of it will be heard. Not for a tool that this speech waits for."""
+        """Return when nothing more of it will be heard. Raises ``RuntimeError`` in a tool that an answer waits for."""
+        if not self.done():
+            check_wait()
         await self._reply.over.wait()
 
     def __await__(self) -> Generator[Any, None, SpeechHandle]:
-        yield from self._reply.over.wait().__await__()
+        yield from self.wait_for_playout().__await__()
         return self
 
     def add_done_callback(self, callback: Callable[[SpeechHandle], None]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 from host.job.agent import VoiceAgent
 from host.job.tool_schema import ArgumentError
 from host.job.tool_text import FunctionCall, FunctionCallOutput, distinct
-from host.job.tools import FunctionTool, RunContext, StopResponse, ToolError, running_tool
+from host.job.tools import FunctionTool, RunContext, RunningTool, StopResponse, ToolError, running_tool
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Execution:
         self._tasks = tasks
         self._done = done
         self._words: asyncio.Queue[str | None] = asyncio.Queue()
+        self._running: list[RunningTool] = []
         self._filled = False
         tasks.create_task(self._run(), name="tools")
 
@@ -84,8 +85,12 @@ class Execution:
 
     async def words(self) -> AsyncGenerator[str, None]:
         """What is to be said until all calls have ended: each piece is a sentence of its own."""
-        while (text := await self._words.get()) is not None:
-            yield text
+        try:
+            self._wait(True)
+            while (text := await self._words.get()) is not None:
+                yield text
+        finally:
+            self._wait(False)
 
     async def _run(self) -> None:
         try:
@@ -93,6 +98,10 @@ class Execution:
             self._done(self.results)
         finally:
             self._words.put_nowait(None)
+
+    def _wait(self, waits: bool) -> None:
+        for running in self._running:
+            running.is_waited_for = waits
 
     def _say(self, text: str) -> None:
         if text := text.strip():
@@ -110,7 +119,9 @@ class Execution:
             return _failed(call, f"there is no tool {call.name!r}, allowed: {', '.join(self._tools) or 'none'}")
         began = time.monotonic()
         context = self._context_of(call).spoken_by(self._say)
-        task = self._tasks.create_task(_invoke(tool, call, context), name=f"tool-{call.name}")
+        running = RunningTool(tool.name)
+        self._running.append(running)
+        task = self._tasks.create_task(_invoke(tool, call, context, running), name=f"tool-{call.name}")
         loop = asyncio.get_running_loop()
         filler = loop.call_later(tool.filler_after_ms / 1000, self._fill, tool.filler) if tool.filler else None
         try:
@@ -135,9 +146,11 @@ _INTERNAL: Final = "an internal error occurred"
 """What the model is told of an exception: its text is for the log, not for the caller."""
 
 
-async def _invoke(tool: FunctionTool[..., Any], call: FunctionCall, context: RunContext[Any]) -> ToolResult:
+async def _invoke(
+    tool: FunctionTool[..., Any], call: FunctionCall, context: RunContext[Any], running: RunningTool
+) -> ToolResult:
     """Whatever happens in it, the session goes on."""
-    running_tool.set(tool.name)
+    running_tool.set(running)
     began = time.monotonic()
     try:
         value = tool.call(call.arguments, context)

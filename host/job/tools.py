@@ -47,8 +47,26 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 mocked: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("mocked_tools", default=MappingProxyType({}))
 """For tests: what is called in a tool's place, by its name."""
 
-running_tool: ContextVar[str] = ContextVar("running_tool", default="")
-"""The name of the tool in whose call this code runs; "" outside."""
+
+@dataclass(eq=False, slots=True)
+class RunningTool:
+    """The call of a tool. ``is_waited_for``: an answer goes on only when it has ended."""
+
+    name: str
+    is_waited_for: bool = True
+
+
+running_tool: ContextVar[RunningTool | None] = ContextVar("running_tool", default=None)
+"""The call that this code runs in, or was started by; None outside."""
+
+
+def check_wait() -> None:
+    """Raises ``RuntimeError`` where waiting for the agent to speak would never end: in a tool that it waits for."""
+    if (tool := running_tool.get()) is not None and tool.is_waited_for:
+        raise RuntimeError(
+            f"the tool {tool.name} waits for speech that comes after the answer, which waits for the tool; "
+            "context.say says something at once"
+        )
 
 
 class ToolError(Exception):

@@ -39,7 +39,7 @@ REACTION = 300 * SAMPLES_PER_MS
 """Who begins to speak so soon after the agent did not react to it, but goes on: the agent gives way at once."""
 PROBE_EVERY = 500 * SAMPLES_PER_MS
 """How often speech over the agent is transcribed while words are needed to interrupt it."""
-BOUNDARY = 700 * SAMPLES_PER_MS
+BOUNDARY = 300 * SAMPLES_PER_MS
 """A back-channel this short before the agent's end may have been an answer ("yes")."""
 
 

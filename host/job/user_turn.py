@@ -25,10 +25,15 @@ CLOSE_PART = 20 * SAMPLE_RATE
 """A part that has reached this length at a pause is kept when the caller goes on, and a new one begins."""
 MAX_TRIES = 2
 """How often a part is transcribed before it counts as nothing said."""
-EVIDENCE_WAIT = 250 * SAMPLES_PER_MS
-"""How long the model's word on a transcript is waited for, after the transcript has come."""
+EVIDENCE_WAIT = 600 * SAMPLES_PER_MS
+"""How long the model's word on a transcript is waited for, after the transcript has come.
+
+It comes as soon as the model has read it, which the answer needs, too: little is lost by waiting.
+"""
 AHEAD = 600 * SAMPLES_PER_MS
 """An answer is begun this long before the turn is expected to be committed: about what one takes to its first sound."""
+EARLIEST_AHEAD = 200 * SAMPLES_PER_MS
+"""After less silence no answer is begun: most pauses between words are shorter."""
 
 
 @dataclass(slots=True)
@@ -229,7 +234,8 @@ class UserTurn:
         delay, wait = self._delay(turn, text)
         if silence >= max(delay, wait):
             return self._commit(turn, text, delay)
-        if self.rules.preemptive and turn.prepared and not (turn.ahead or wait) and silence >= delay - AHEAD:
+        may_begin = self.rules.preemptive and turn.prepared and not (turn.ahead or wait)
+        if may_begin and silence >= max(delay - AHEAD, EARLIEST_AHEAD):
             turn.ahead = turn.prepared
             self.actions.append(t.AnswerAhead(turn.ahead, text))
         return State.ENDPOINTING

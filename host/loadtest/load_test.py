@@ -142,7 +142,11 @@ def _prepared(test: LoadTest, config: Config, engines: str) -> Config:
     places = test.places or (max(test.rooms) if test.rooms else test.most)
     # Every turn waits for the same silence, which is taken off, and none of the work of an answer is hidden in it.
     session = replace(
-        config.session, turn_detection="vad", preemptive=False, min_interruption_ms=0, max_reply_tokens=test.reply_tokens
+        config.session,
+        turn_detection="vad",
+        preemptive=False,
+        min_interruption_ms=0,
+        max_reply_tokens=test.reply_tokens,
     )
     if engines == "stock":
         # Nothing is asked of them that they could not take back: they transcribe a turn when it is over.

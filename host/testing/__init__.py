@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from host.testing.rehearsal import Rehearsal, session
     from host.testing.resident import Engines, close_shared, engines, shared
     from host.testing.result import RunResult
-    from host.testing.scripted import Call, ScriptedModel, ScriptEndedError
+    from host.testing.scripted import Call, ScriptedModel, ScriptEndedError, mock_tools
 
 __all__ = [
     "Call",
@@ -28,6 +28,7 @@ __all__ = [
     "ScriptedModel",
     "close_shared",
     "engines",
+    "mock_tools",
     "session",
     "shared",
     "silence",
@@ -43,6 +44,7 @@ _HOMES = {
     "ScriptedModel": "scripted",
     "close_shared": "resident",
     "engines": "resident",
+    "mock_tools": "scripted",
     "session": "rehearsal",
     "shared": "resident",
     "silence": "caller",

@@ -13,7 +13,8 @@ import functools
 import inspect
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from host.job.tool_text import FunctionCall, call_message
@@ -189,6 +190,25 @@ def _written(calls: Any) -> str:
     return call_message([FunctionCall(call.name, json.dumps(call.arguments)) for call in calls]).content
 
 
+Layer = tuple[type, Mapping[str, Callable[..., Any]]]
+
+_everywhere: list[Layer] = []
+
+
+@contextmanager
+def mock_tools(agent: type, functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, in every session of a test, these are called in the place of the tools of agents of this type.
+
+    The model knows the tools as they are. ``Rehearsal.mock_tools`` is for one session, and goes first.
+    """
+    layer = (agent, dict(functions))
+    _everywhere.append(layer)
+    try:
+        yield
+    finally:
+        _everywhere[:] = [other for other in _everywhere if other is not layer]
+
+
 class Mocks(Mapping[str, Callable[..., Any]]):
     """What is called in the place of tools, by name; ``agent()`` is who has the tools now.
 
@@ -197,7 +217,7 @@ class Mocks(Mapping[str, Callable[..., Any]]):
 
     def __init__(self, agent: Callable[[], object]) -> None:
         self._agent = agent
-        self._layers: list[tuple[type, Mapping[str, Callable[..., Any]]]] = []
+        self._layers: list[Layer] = []
 
     def add(self, agent_type: type, functions: Mapping[str, Callable[..., Any]]) -> Callable[[], None]:
         """Mock the tools of agents of ``agent_type``; the newest goes first. Returns what takes them away."""
@@ -211,13 +231,13 @@ class Mocks(Mapping[str, Callable[..., Any]]):
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         agent = self._agent()
-        for agent_type, functions in reversed(self._layers):
+        for agent_type, functions in reversed([*_everywhere, *self._layers]):
             if isinstance(agent, agent_type) and name in functions:
                 return _taking_less(functions[name])
         raise KeyError(name)
 
-    def __iter__(self) -> Any:
-        return iter({name for _, functions in self._layers for name in functions})
+    def __iter__(self) -> Iterator[str]:
+        return iter({name for _, functions in (*_everywhere, *self._layers) for name in functions})
 
     def __len__(self) -> int:
         return len(list(iter(self)))

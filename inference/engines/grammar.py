@@ -6,6 +6,7 @@ wrong most is found here, with its line.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -37,6 +38,7 @@ _TOKEN: Final = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=64)
 def check_grammar(grammar: str) -> None:
     """Raises ``EngineError`` when ``grammar`` (GBNF) can be nothing that llama.cpp accepts."""
     defined: set[str] = set()

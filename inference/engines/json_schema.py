@@ -15,6 +15,7 @@ may), and no ``\\u`` escapes.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def schema_to_grammar(text: str) -> str:
         raise EngineError(f"language model: json_schema is not JSON: {exc}") from exc
 
 
+@functools.lru_cache(maxsize=64)
 def put_schemas(grammar: str) -> str:
     """``grammar`` with rules in the place of each line ``name ::= %json SCHEMA``. Raises ``EngineError``."""
     if "%json" not in grammar:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Calls of tools, written by a real model: whether they parse, and whether the model chooses well.
 
-    python scripts/bench/tools.py [--calls 100] [--profile cpu-small] [--device cpu]
+    python scripts/bench/tools.py [--calls 100] [--profile cpu-small] [--device cpu] [--only PART]
 
 * Odd requests (nothing, nonsense, other languages, texts that look like calls, numbers that no tool takes), each with
   its own seed and temperature, up to 1.5: with ``tool_choice`` "required" until there are 100 calls, and with "auto"
@@ -259,7 +259,7 @@ def _start(engine: LlamaLanguageModel, slot: int, ask: Ask) -> None:
         top_p=0.95,
         repeat_penalty=1.1,
         seed=ask.seed,
-        max_tokens=CALL_TOKENS,
+        max_tokens=min(CALL_TOKENS, CONTEXT_TOKENS // 4),
         grammar=grammar_for(ask.tools, ask.choice),
     )
     engine.start(slot, slot, [*messages, Message("user", ask.request)], sampling)
@@ -314,11 +314,25 @@ def measure_choices(engine: LlamaLanguageModel) -> tuple[float, float, list[str]
     return right / len(CHOICES), filled / len(named), wrong
 
 
+def show_choices(engine: LlamaLanguageModel, name: str) -> None:
+    """Print how well the model chooses."""
+    right, filled, wrong = measure_choices(engine)
+    console.print("\n".join(wrong), markup=False)
+    verdict = "may choose for itself" if min(right, filled) >= GOOD else "needs the agent's rules"
+    table(
+        "Ordinary requests, temperature 0",
+        ("model", "right tool or none", "right arguments"),
+        [(name, f"{right:.0%}", f"{filled:.0%}")],
+        caption=f"{GOOD:.0%} of both or more: the model may choose for itself. This one {verdict}.",
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--profile", default="cpu-small")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", choices=("required", "auto", "choices"), help="one part of it")
     parser.add_argument("--verbose", action="store_true", help="every step, as it was written")
     arguments = parser.parse_args()
     profile = resolve(arguments.profile)
@@ -328,7 +342,7 @@ def main() -> int:
     console.print(f"{hardware()}\n{profile.llm.model.name}, {versions('llama-cpp-python')}")
 
     bars, rows = [], []
-    for choice in ("required", "auto"):
+    for choice in [part for part in ("required", "auto") if arguments.only in (None, part)]:
         found = measure_parsing(engine, choice, arguments.calls)
         calls = [step for step in found if step.is_call]
         faults = Counter(fault for step in found if (fault := step.fault(ALL)))
@@ -341,17 +355,10 @@ def main() -> int:
         console.print(f"{choice}: {dict(tools)}; faults: {dict(faults) or 'none'}", markup=False)
         bars.append(Bar(f"calls that parse, {choice}", parsed, f"of {len(calls)}", arguments.calls, at_least=True))
         bars.append(Bar(f"steps with a fault, {choice}", sum(faults.values()), f"of {len(found)}", 0))
-    table("Odd requests", ("tool_choice", "steps", "calls", "that parse"), rows)
-
-    right, filled, wrong = measure_choices(engine)
-    console.print("\n".join(wrong), markup=False)
-    verdict = "may choose for itself" if min(right, filled) >= GOOD else "needs the agent's rules"
-    table(
-        "Ordinary requests, temperature 0",
-        ("model", "right tool or none", "right arguments"),
-        [(profile.llm.model.name, f"{right:.0%}", f"{filled:.0%}")],
-        caption=f"{GOOD:.0%} of both or more: the model may choose for itself. This one {verdict}.",
-    )
+    if rows:
+        table("Odd requests", ("tool_choice", "steps", "calls", "that parse"), rows)
+    if arguments.only in (None, "choices"):
+        show_choices(engine, profile.llm.model.name)
     engine.close()
     return finish("tools", bars)
 

@@ -164,9 +164,12 @@ async def test_the_caller_who_goes_on_while_a_hook_runs_takes_the_turn_back() ->
         assert asked(talk.inference.generations[0]) == [("system", "Be brief."), ("user", "Tell me a story.")]
 
 
-async def test_an_agent_belongs_to_one_session() -> None:
+async def test_an_agent_belongs_to_one_session_at_a_time() -> None:
     agent = VoiceAgent("Be brief.")
-    async with talking(agent=agent):
+    async with talking(agent=agent) as first:
+        assert agent.session is first.session
+    async with talking(agent=agent) as another:
+        assert agent.session is another.session
         second = Talk(agent, SessionSettings(), 2048)
         with pytest.raises(ExceptionGroup) as raised:
             await second.session.hold()
@@ -346,14 +349,48 @@ async def test_a_choice_that_there_is_not_is_said_at_once() -> None:
         assert talk.session.is_idle
 
 
+async def test_what_the_caller_types_interrupts_and_is_answered() -> None:
+    async with talking() as talk:
+        added = listen(talk, "conversation_item_added")
+        reading = asyncio.create_task(talk.session.read(talk.room.text_input()))
+        story = await talk.asks("Tell me a story.")
+        story.write("Once upon a time there was. And then")
+        await talk.hears(9 * SAMPLES_PER_CHAR)
+        talk.room.typed.put_nowait(" A short one, please. ")
+        talk.room.typed.put_nowait("  ")
+        await until(lambda: len(talk.inference.generations) == 2)
+        assert story.cancelled
+        assert asked(talk.inference.generations[1])[1:] == [
+            ("user", "Tell me a story."),
+            ("assistant", "Once upon"),
+            ("user", "A short one, please."),
+        ]
+        talk.inference.generations[1].write("Once.")
+        talk.inference.generations[1].finish()
+        await listens(talk)
+        assert [event.item.content for event in added] == [message for _, message in talk.said()]
+        # What must be heard is heard first.
+        notice = talk.session.say("This call is recorded.", allow_interruptions=False)
+        await until(lambda: talk.room.queue)
+        talk.room.typed.put_nowait("Stop!")
+        talk.room.typed.put_nowait(None)
+        await reading
+        assert not notice.done()
+        await until(lambda: talk.room.hear(320) or len(talk.inference.generations) == 3)
+        assert notice.said == "This call is recorded."
+        assert asked(talk.inference.generations[2])[-1] == ("user", "Stop!")
+
+
 async def test_an_answer_that_fails_is_an_event_and_the_session_is_idle_after_it() -> None:
     async with talking() as talk:
+        errors = listen(talk, "error")
         talk.session.generate_reply(instructions="Tell a story.")
         await until(lambda: talk.inference.generations)
         talk.inference.generations[0].fail(RequestFailedError("engine", "the model broke"))
         async with asyncio.timeout(10):
             await talk.session.wait_idle()
         assert talk.said() == []
+        assert [(event.source, event.error.code) for event in errors] == [("llm", "engine")]
 
 
 # --- what it knows ---------------------------------------------------------------------------------------

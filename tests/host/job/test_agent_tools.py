@@ -199,6 +199,7 @@ async def test_a_cough_while_a_tool_runs_changes_nothing() -> None:
     agent = Desk()
     async with talking(agent=agent, userdata={}) as talk:
         calls(await talk.asks("A tour for three."), "book", people=3)
+        resumed = listen(talk, "agent_false_interruption")
         await until(lambda: talk.room.queue)
         await talk.hears(3 * SAMPLES_PER_CHAR)
         await talk.starts()
@@ -212,6 +213,7 @@ async def test_a_cough_while_a_tool_runs_changes_nothing() -> None:
         (report,) = talk.reports
         assert report.reply.split()[-3:] == ["It", "is", "booked."]
         assert not report.interrupted
+        assert [event.resumed for event in resumed] == [True]
 
 
 @pytest.mark.parametrize("heard", [0, 3])

@@ -173,6 +173,43 @@ async def test_a_caller_who_interrupts(process: InferenceProcess, tmp_path: Path
     assert len(agent) - gap - 1 == pytest.approx(5 * WORD_S * 50, abs=2), "nothing of the first answer comes later"
 
 
+async def test_by_default_the_model_ends_turns_and_answers_are_begun_before_that(
+    process: InferenceProcess, tmp_path: Path
+) -> None:
+    call = Call(process, tmp_path, [DATE, FORWARD], settings=SessionSettings())
+    outcome = await call.hold()
+    assert outcome.status == "success"
+    assert [turn.turn for turn in call.turns] == [1, 2]
+    for turn in call.turns:
+        # The fake model is sure enough of what does not end in "and": shorter than the silence of plain detection.
+        assert 300 < turn.endpointing_delay_ms < 500
+        assert turn.endpointing_delay_ms <= turn.endpointing_ms + 1
+        assert turn.ahead_ms > 0
+        assert turn.reply == f"You said: {turn.transcript}"
+        assert turn.reply_audio_s == pytest.approx(5 * WORD_S, abs=0.001)
+        assert turn.endpointing_ms <= turn.response_ms < 1000
+
+
+async def test_by_default_an_interruption_has_to_last_and_silences_at_once(
+    process: InferenceProcess, tmp_path: Path
+) -> None:
+    call = Call(process, tmp_path, [DATE, FORWARD], interrupt_after_s=0.5, settings=SessionSettings())
+    outcome = await call.hold()
+    assert outcome.status == "success"
+    first, second = call.turns
+    assert first.interrupted
+    assert 0 <= first.barge_in_ms <= 100
+    answer = f"You said: {first.transcript}"
+    assert answer.startswith(first.reply)
+    assert 0 < len(first.reply) < len(answer)
+    assert call.said() == [
+        ("user", first.transcript),
+        ("assistant", first.reply),
+        ("user", second.transcript),
+        ("assistant", second.reply),
+    ]
+
+
 async def test_an_interruption_while_the_ring_is_full_leaves_nothing_behind(
     process: InferenceProcess, tmp_path: Path
 ) -> None:

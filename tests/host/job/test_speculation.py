@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from host.job.transcripts import PARTIAL_EVERY, UserTranscript
-from host.job.turn_events import DropPreparation, PrepareAnswer, TranscriptArrived
-from host.job.user_turn import Unfinished
+from host.job.turn_events import DropPreparation, PrepareAnswer, State, TranscriptArrived
+from host.job.user_turn import PADDING, Unfinished
 from inference.client import RequestFailedError
 from inference.wire.messages import SpeechPaused, SpeechResumed, SpeechStarted, Transcript
 from tests.host.job.fakes import PLAIN, RATE, FakeGeneration, until
 from tests.host.job.test_session import Talk, talking
-from tests.host.job.test_turn import MS, PADDING, Conversation, State
+from tests.host.job.test_turn import MS, Conversation
 
 PARTIAL = replace(PLAIN, partial_transcripts=True)
 

@@ -16,7 +16,7 @@ from host.job.agent import VoiceAgent
 from host.job.speech import PhraseCutter
 from host.job.tool_calls import MAX_OUTPUT, Execution, ToolResult
 from host.job.tool_text import FunctionCall
-from host.job.tools import RunContext, StopResponse, ToolError, function_tool, running_tool
+from host.job.tools import RunContext, StopResponse, ToolError, check_wait, function_tool
 
 DEADLINE_S = 20.0
 
@@ -43,9 +43,15 @@ class Agent:
     @function_tool(filler="One moment, please.", filler_after_ms=1)
     async def slow(self, context: RunContext[Any]) -> str:
         """When it may."""
-        self.called.append(f"slow {running_tool.get()}")
+        with pytest.raises(RuntimeError, match="the tool slow waits for speech that comes after the answer"):
+            check_wait()
+        self.called.append("slow")
         await self.go.wait()
         context.say(" It takes a while. ")
+        try:
+            check_wait()
+        except RuntimeError:
+            self.called.append("waited for to the end")
         return "slow is done"
 
     @function_tool(timeout_s=0.01)
@@ -132,9 +138,9 @@ async def test_results_come_in_the_order_of_the_calls() -> None:
     assert [result.call.name for result in results] == ["slow", "quick"]
     assert results[1].value == Order("soup")
     assert all(result.reply_required and not result.output.is_error for result in results)
-    assert sorted(agent.called) == ["slow slow", "soup"]
+    assert sorted(agent.called) == ["slow", "soup", "waited for to the end"]
+    check_wait()
     assert words[-1] == "It takes a while.\n"
-    assert running_tool.get() == ""
     assert len({result.output.call_id for result in results}) == 2
     assert [result.output.call_id for result in results] == [result.call.call_id for result in results]
 
@@ -229,6 +235,8 @@ async def test_a_call_that_has_begun_runs_to_its_end() -> None:
         assert not done
         agent.go.set()
     assert [result.output.output for (result,) in done] == ["slow is done"]
+    # Nobody waited any more, so what it waits for will come.
+    assert agent.called == ["slow"]
 
     agent = Agent()
     done.clear()

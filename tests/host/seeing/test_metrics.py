@@ -156,7 +156,7 @@ def test_turns() -> None:
     metrics = Metrics(description)
     metrics.turn(turn())
     metrics.turn(turn(interrupted=True, barge_in_ms=80.0))
-    metrics.turn(turn(response_ms=-1.0, ttfa_ms=-1.0))
+    metrics.turn(turn(response_ms=-1.0, ttfa_ms=-1.0, ahead_ms=250.0, guesses_dropped=2))
     seen = scrape(metrics)
     assert seen("roomful_turns_total", interrupted="false") == 2
     assert seen("roomful_turns_total", interrupted="true") == 1
@@ -167,6 +167,9 @@ def test_turns() -> None:
     assert seen("roomful_turn_ttft_seconds_bucket", le="0.2") == 3
     assert seen("roomful_turn_ttfa_seconds_count") == 2
     assert seen("roomful_turn_barge_in_seconds_sum") == pytest.approx(0.08)
+    assert seen("roomful_turn_ahead_seconds_count") == 1, "two answers were not begun before their turn was over"
+    assert seen("roomful_turn_ahead_seconds_sum") == pytest.approx(0.25)
+    assert seen("roomful_guesses_dropped_total") == 2
 
 
 def test_the_counts_of_the_inference_process() -> None:

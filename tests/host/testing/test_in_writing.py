@@ -171,6 +171,17 @@ async def test_tools_that_are_mocked() -> None:
         assert agent.booked == [("friday", 5)]
 
 
+async def test_tools_that_are_mocked_as_in_livekit() -> None:
+    model = ScriptedModel(Call("book", day="friday", people=4), "Done.", Call("book", day="friday", people=5), "Done.")
+    agent = Receptionist()
+    async with testing.session(agent, model=model, userdata={}) as session:
+        with testing.mock_tools(Receptionist, {"book": lambda: "mocked"}), testing.mock_tools(Manager, {"book": int}):
+            result = await session.run(user_input="For four?")
+            result.expect.contains_function_call_output(output="mocked")
+        await session.run(user_input="For five?")
+    assert agent.booked == [("friday", 5)]
+
+
 async def test_a_mock_that_fails_and_one_that_waits() -> None:
     model = ScriptedModel(Call("book", day="friday", people=4), "Sorry.", Call("book", day="friday", people=5), "Done.")
 

@@ -129,6 +129,18 @@ async def test_what_the_test_has_the_agent_say() -> None:
         assert not handle.interrupted
 
 
+async def test_a_caller_who_pauses_and_goes_on_has_one_turn() -> None:
+    """What was begun at the pause was in vain, and the script is as it was."""
+    model = ScriptedModel("At eight.", end_of_turn=lambda said: 1.0 if said.endswith("tonight?") else 0.0)
+    speech = testing.tone(1.0) + testing.silence(0.6) + testing.tone(1.0)
+    async with testing.session(VoiceAgent("Be brief."), audio=True, model=model) as session:
+        result = await session.run(audio=speech, text="Do you have a table for two people tonight?")
+        result.expect.next_event().is_message(text="At eight.")
+        result.expect.no_more_events()
+        assert result.turn.transcript == "Do you have a table for two people tonight?"
+        assert result.turn.audio_s == pytest.approx(2.6, abs=0.1)
+
+
 async def test_typed_in_a_call() -> None:
     async with testing.session(VoiceAgent("Be brief."), audio=True, model=ScriptedModel("At nine.")) as session:
         result = await session.run(user_input="When do you open?")

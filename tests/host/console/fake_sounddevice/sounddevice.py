@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 _SILENCE_S = 1.0
+_AUDIBLE = 100
 _DEVICES = [
     {"name": "HDA Intel: Analog", "hostapi": 0, "max_input_channels": 2, "max_output_channels": 2},
     {"name": "Headset", "hostapi": 0, "max_input_channels": 1, "max_output_channels": 2},
     {"name": "HDMI 0", "hostapi": 0, "max_input_channels": 0, "max_output_channels": 8},
 ]
-_heard_at = time.monotonic()
+_PATIENCE_S = 3.0
+"""A caller who is not greeted speaks all the same."""
+_heard_at = time.monotonic() + _PATIENCE_S
 
 
 class PortAudioError(Exception):
@@ -105,7 +108,8 @@ class RawOutputStream(_Stream):
         global _heard_at
         block = bytearray(2 * self.channels * self.block)
         self._callback(block, self.block, None, None)
-        if any(block):
+        # A resampler's silence may be noise of the last bit.
+        if max(memoryview(block).cast("h")) > _AUDIBLE:
             _heard_at = time.monotonic()
         if "SOUND_HEARS" in os.environ:
             with Path(os.environ["SOUND_HEARS"]).open("ab") as file:
