@@ -103,7 +103,8 @@ def plan(
         float, typer.Option("--duration", min=10, help="Seconds that a load test would measure, for each N.")
     ] = 60.0,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="The callers of a load test with this seed. Default: many others.")
+        int | None,
+        typer.Option("--seed", min=0, help="The callers of a load test with this seed. Default: many others."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:

@@ -18,9 +18,10 @@ a guess at what will be asked for                when it will be; never, if nobo
 Of each room one request of an engine counts at a time, the oldest that somebody waits for; the rest waits behind it.
 
 Earliest deadline first, but what a room needs that is about to fall silent in mid-answer goes before everything, also
-of a greedy one: it is no more than its listener hears in the same time. Then, in the same way, what *greedy* rooms want: those that have had more device time than ``GREEDY`` times the mean of all others, as
-far as it is not forgotten. They get what the others leave; and what these leave goes to an answer that nobody has asked
-for yet: its words and its speech.
+of a greedy one: it is no more than its listener hears in the same time. Then, in the same way, what *greedy* rooms
+want: those that have had more device time than ``GREEDY`` times the mean of all others, as far as it is not forgotten.
+They get what the others leave; and what these leave goes to an answer that nobody has asked for yet: its words and its
+speech.
 
 The first task brings its peers of the same stage along as one batch, as many as take no longer together than one after
 the other, and whoever else rides nearly for free.

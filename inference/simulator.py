@@ -409,7 +409,7 @@ class Simulation:
         self._at_in(utterance.last_sound_s, partial(self._last_sound, room, room.turn))
 
     def _think(self, room: _Room) -> None:
-        """The answer of the turn is made: the next utterance is due after a cycle, and when it was heard and thought."""
+        """The answer of the turn is made: the next utterance is due after a cycle, when it was heard and thought."""
         first = room.utterance is None
         before_s = 0.0 if first else room.began
         room.utterance = next(self._scripts[room.number].utterances)
