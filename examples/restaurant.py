@@ -109,10 +109,8 @@ class Restaurant(VoiceAgent):
             if choice == "book_table" and not people:
                 yield "For how many people? We have tables for up to eight."
                 return
-            if choice == "opening_hours":
-                tools = [self.opening_hours.narrowed(day=days)]
-            elif choice == "book_table":
-                tools = [self.book_table.narrowed(day=days, people=people)]
+            allowed = {"opening_hours": {"day": days}, "book_table": {"day": days, "people": people}}.get(choice, {})
+            tools = [tool.narrowed(**allowed) if tool.name == choice else tool for tool in tools]
             model_settings = dataclasses.replace(model_settings, tool_choice=choice)
         async for part in super().llm_node(chat_ctx, tools, model_settings):
             yield part

@@ -70,7 +70,10 @@ class ModelsConfig(_Section, frozen=True):
 class InferenceConfig(_Section, frozen=True):
     """``[inference]``. ``threads`` and ``llm_threads`` 0: chosen from the cores that are there.
 
-    ``resident_rooms``: rooms for whose conversations the device has memory, 0 for all; the others' are kept
+    ``max_rooms`` 0: as many as the device answers in time, by ``device_table`` (a file of ``host calibrate``, or a
+    known device's name): ``target_ms`` is the p95 of the response without the endpointing delay, ``cycle_s`` how often
+    a caller speaks. ``resident_rooms``: rooms for whose conversations the device has memory, 0 for all; the others' are
+    kept
     in host memory. ``memory_budget_mb``: what the inference process may take on a CPU, in MB, 0 for no budget; its
     use of it is a part of the load. ``trace_file``: where the inference process writes what it does and why,
     for a trace viewer; "" is nowhere.
@@ -79,7 +82,10 @@ class InferenceConfig(_Section, frozen=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     llm_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    max_rooms: Annotated[int, Meta(ge=1, le=255)] = CPU_ROOMS
+    max_rooms: Annotated[int, Meta(ge=0, le=255)] = CPU_ROOMS
+    device_table: str = ""
+    target_ms: Annotated[float, Meta(ge=1)] = 1500.0
+    cycle_s: Annotated[float, Meta(ge=1)] = 10.0
     context_tokens: Annotated[int, Meta(ge=256, le=1_048_576)] = 2048
     resident_rooms: Annotated[int, Meta(ge=0, le=255)] = 0
     memory_budget_mb: Megabytes = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +13,7 @@ from livekit.protocol import agent
 from host.capacity import Load, LoadParts, Status
 from host.dispatch import JOB_TYPES, PROTOCOL_VERSION
 from host.options import WorkerOptions
+from host.places import Sustained
 from host.process import ProcessInfo
 from inference.wire.supervision import InferenceReport
 
@@ -34,6 +35,7 @@ class Snapshot:
     inference_restarts: int = 0
     report: InferenceReport | None = None
     max_rooms: int = 0
+    sustained: Sustained | None = None
     device: str = ""
     """As configured, like ``max_rooms``; the report knows better."""
     processes: Sequence[ProcessInfo] = ()
@@ -87,6 +89,7 @@ def _inference(now: Snapshot) -> dict[str, Any]:
         "busy": round(report.busy, 3) if report is not None else 0.0,
         "pressure": round(report.pressure, 3) if report is not None else 0.0,
         "restarts": now.inference_restarts,
+        "sustained": None if now.sustained is None else asdict(now.sustained),
         "memory": {
             name: getattr(report.memory, name) if report is not None else 0
             for name in ("planned_mb", "available_mb", "room_mb", "more_rooms")

@@ -12,17 +12,29 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from host.device_table import DeviceTable
+from host.loadtest import callers
+from host.loadtest.callers import Clip
 from inference.budget import MB, Fit, Sizes, fit
 from inference.costs import Stage
-from inference.simulator import Habits, Outcome, Simulation
+from inference.simulator import Habits, Outcome, Script, Simulation, Utterance
 
 MOST_ROOMS = 255
 TICK_S = 0.032
 """Between two windows of voice activity detection."""
+CLIPS = (
+    Clip("whats-the-date-today.wav", 1.27, 0.15, 1.12, (0.78,)),
+    Clip("set-a-timer.wav", 2.06, 0.04, 1.91, (0.22, 1.28)),
+    Clip("go-forward-ten-meters.wav", 2.19, 0.15, 2.04, (0.845,)),
+    Clip("sense-and-sensibility-0930.wav", 3.2, 0.15, 3.11, (2.885,)),
+    Clip("arctic-aew-a0003.wav", 3.51, 0.15, 3.42, (0.82, 0.915, 1.53, 2.93)),
+)
+"""The recordings that the callers of a load test speak in a cycle of 10 s, shortest first."""
+_GREETING_S = 2.7
+"""Of the agent of a load test."""
+_HESITATION_S = 0.1
+"""Of silence, where a caller hesitates, is in the recording already."""
 _LEAST_S, _MOST_S = 120.0, 1800.0
 """Of virtual time, for any number of rooms."""
-_SEEDED_APART = 16
-"""So few rooms are simulated three times: their callers may happen to be in step."""
 PATH_S = 0.11
 """What lies between the ears of a load test and the device: the voice's leading silence (some 50 ms), how much later
 voice activity detection hears the last sound than a loudness threshold does, the windows and blocks of the audio. The
@@ -62,7 +74,10 @@ class Question:
     available: int = 0
     busy_cores: float = 0.0
     path_s: float = PATH_S
-    seed: int = 1
+    seed: int | None = None
+    """The callers of a load test with this seed; None: many others, whose mean a single test may miss by far."""
+    duration_s: float = 60.0
+    """Is simulated at a stretch, as long as a load test measures: callers fall out of step with time."""
     room_seconds: float = 6000.0
     """Simulated for every number of rooms, of all of them together: some 600 turns."""
 
@@ -183,7 +198,6 @@ def simulate(table: DeviceTable, question: Question, rooms: int, faster: dict[St
     slower = 1.0 / max(0.05, 1.0 - others / table.hardware.cores) if table.device == "cpu" else 1.0
     costs = table.costs(slower, faster)
     seconds = min(_MOST_S, max(_LEAST_S, question.room_seconds / rooms))
-    seeds = 3 if rooms <= _SEEDED_APART else 1
     outcomes = [
         Simulation(
             costs,
@@ -191,10 +205,32 @@ def simulate(table: DeviceTable, question: Question, rooms: int, faster: dict[St
             random.Random(f"{question.seed} {number}").uniform,
             habits=habits(table, question),
             limits=table.limits(),
-        ).run(seconds / seeds)
-        for number in range(seeds)
+            scripts=scripts(question, rooms, number + 1 if question.seed is None else question.seed),
+            counts_from_s=question.cycle_s,
+        ).run(question.cycle_s + question.duration_s)
+        for number in range(max(1, round(seconds / question.duration_s)))
     ]
     return _row(rooms, outcomes, question, others)
+
+
+def scripts(question: Question, rooms: int, seed: int) -> list[Script]:
+    """The callers of a load test with ``seed``: they come, speak, pause and interrupt as they do there."""
+    people = callers.Habits(cycle_s=question.cycle_s, interrupts=question.interrupts)
+    longest_s = max(callers.LONGEST_OF_CYCLE * question.cycle_s, CLIPS[0].seconds)
+    clips = [clip for clip in CLIPS if clip.seconds <= longest_s]
+    return [
+        Script(
+            callers.joins_after_s(seed, seat, rooms, people),
+            _GREETING_S,
+            map(_utterance, callers.turns(seed, seat, 0, clips, people)),
+        )
+        for seat in range(rooms)
+    ]
+
+
+def _utterance(turn: callers.Turn) -> Utterance:
+    pauses = ((turn.pause_s, turn.pause_s + _HESITATION_S + turn.hesitation_s),) if turn.hesitation_s else ()
+    return Utterance(turn.after_s, turn.think_s, turn.end_s, pauses, turn.interrupt_after_s)
 
 
 def habits(table: DeviceTable, question: Question) -> Habits:
@@ -205,11 +241,6 @@ def habits(table: DeviceTable, question: Question) -> Habits:
         answers=tuple(tuple((phrase.tokens, phrase.speech_s) for phrase in answer) for answer in table.answers),
         first_block_s=table.first_block_s,
         block_s=table.block_s,
-        begin_s=question.cycle_s,
-        cycle_s=question.cycle_s,
-        # From the answer's end to the next utterance's last sound: to think, and to say it.
-        thinks_s=(0.4 + 1.5, 1.2 + 5.0),
-        interrupts=question.interrupts,
     )
 
 

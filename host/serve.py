@@ -54,7 +54,15 @@ def serve(
     max_jobs: Annotated[int | None, _option("--max-jobs", "Jobs at once. Default: --max-rooms.", _JOBS)] = None,
     max_rooms: Annotated[
         int | None,
-        _option("--max-rooms", "Places in the inference process; memory for all is taken at start.", _JOBS),
+        _option(
+            "--max-rooms",
+            "Places in the inference process; memory for all is taken at start. 0: as many as --device-table says.",
+            _JOBS,
+        ),
+    ] = None,
+    device_table: Annotated[
+        str | None,
+        _option("--device-table", "What this device sustains: a table of host calibrate, or a known device.", _JOBS),
     ] = None,
     load_threshold: Annotated[
         float | None, _option("--load-threshold", "Load, 0 to 1, from which no job is taken; inf for none.", _JOBS)
@@ -129,7 +137,7 @@ def serve(
             "host": host,
             "port": port,
         },
-        inference={"max_rooms": max_rooms},
+        inference={"max_rooms": max_rooms, "device_table": device_table},
     )
     options = worker_options(settings, agent_functions(agent))
     serve_worker(options, settings)

@@ -99,7 +99,13 @@ def plan(
         float, typer.Option("--memory-gb", min=0, help="Memory that is there; default: what the table's machine has.")
     ] = 0.0,
     busy_cores: Annotated[float, typer.Option("--busy-cores", min=0, help="CPU that others take, in cores.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same callers again.")] = 1,
+    duration: Annotated[
+        float, typer.Option("--duration", min=10, help="Seconds that a load test would measure, for each N.")
+    ] = 60.0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, help="The callers of a load test with this seed. Default: many others."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Predict how many rooms a device holds, what binds, and what would lift it. Needs no models, only its table."""
@@ -112,6 +118,7 @@ def plan(
         context_tokens=context,
         available=round(memory_gb * 1e9),
         busy_cores=busy_cores,
+        duration_s=duration,
         seed=seed,
     )
     numbers = _numbers(rooms)

@@ -227,11 +227,21 @@ def _inference(inference: Mapping[str, Any]) -> RenderableType:
             f"{stage['quanta']:,}",
         )
     parts: list[RenderableType] = [line]
+    if sustained := inference.get("sustained"):
+        parts.append(Text(_plan_of_time(sustained, inference["rooms"]), "dim"))
     if planned := inference.get("memory", {}).get("planned_mb"):
         parts.append(Text(_plan_of_memory(planned, inference["memory"]), "dim"))
     if inference["stages"]:
         parts.append(table)
     return Group(*parts)
+
+
+def _plan_of_time(sustained: Mapping[str, Any], rooms: int) -> str:
+    more = max(0, sustained["rooms"] - rooms)
+    return (
+        f"  answers {sustained['rooms']} {'room' if sustained['rooms'] == 1 else 'rooms'} within"
+        f" {sustained['target_ms']:g} ms ({printable(sustained['binding'])} binds): {more or 'no'} more now"
+    )
 
 
 def _plan_of_memory(planned: float, plan: Mapping[str, Any]) -> str:

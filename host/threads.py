@@ -28,7 +28,12 @@ here: the figure is what llama.cpp's users find."""
 
 @dataclass(frozen=True, slots=True)
 class ThreadTeams:
-    """Threads of the speech engines, which seldom meet at a barrier, and of the language model, which always does."""
+    """Threads of the speech engines, which seldom meet at a barrier, and of the language model, which always does.
+
+    Several tokens at once, a prompt or a step of several rooms, are more work between two barriers: there the language
+    model has as many threads as speech. Two of them on two cores: a prompt in 0.57 of the time of one, a step of 2, 4
+    and 8 rooms in 0.73, 0.61 and 0.60; beside a busy process 1.09 and (2 rooms) 1.30.
+    """
 
     speech: int
     language: int

@@ -59,10 +59,12 @@ class Worker:
         from host.health import HealthServer
         from host.load import LoadMeter
         from host.metrics import Metrics
+        from host.places import with_places
         from host.worker_jobs import WorkerJobs
         from host.worker_load import LoadWatch
 
-        self._config = config = config or load_config()
+        config, self._sustained = with_places(config or load_config())
+        self._config = config
         self._options = options = _completed(options, config)
         check_options(options)
         assert options.load_threshold is not None
@@ -155,6 +157,7 @@ class Worker:
                 inference_restarts=supervisor.inference_restarts if supervisor is not None else 0,
                 report=supervisor.inference_report if supervisor is not None else None,
                 max_rooms=self._capacity.slots,
+                sustained=self._sustained,
                 device=self._config.inference.device,
                 processes=supervisor.processes() if supervisor is not None else (),
             )

@@ -95,7 +95,8 @@ def load(engines: Engines, settings: s.InitializeInference, options: EngineOptio
     say(f"loading speech to text: {settings.stt_name} on {options.device}")
     engines.stt.load(Path(settings.stt_path), options)
     say(f"loading language model: {settings.llm_name} on {options.device}")
-    engines.llm.load(Path(settings.llm_path), dataclasses.replace(options, threads=settings.llm_threads))
+    teams = dataclasses.replace(options, threads=settings.llm_threads, batch_threads=settings.threads)
+    engines.llm.load(Path(settings.llm_path), teams)
     say(f"loading voice: {settings.tts_name} on {options.device}")
     engines.tts.load(Path(settings.tts_path), options)
 

@@ -3,9 +3,9 @@
 A *task* is a request that could take part in a quantum now; its *deadline* is when somebody would notice that it
 has not begun. A task that goes on is a new task after each of its quanta.
 
-===============================================  ============================================
+===============================================  =====================================
 task                                             deadline
-===============================================  ============================================
+===============================================  =====================================
 first speech for a room that is silent           asked + 20 ms
 text, or more speech, for a silent room          asked, or its last quantum, + 50 ms
 transcription: the audio, then its words         asked, or its last quantum, + 100 ms
@@ -13,16 +13,18 @@ text for a room with a phrase that is not made   200 ms from now: first the phra
 speech for a room with speech buffered           when 0.3 s are left
 text for a room with speech buffered             when 0.8 s are left
 a guess at what will be asked for                when it will be; never, if nobody ever waits
-===============================================  ============================================
+===============================================  =====================================
 
 Of each room one request of an engine counts at a time, the oldest that somebody waits for; the rest waits behind it.
 
-Earliest deadline first, but speech for a room that is about to run dry goes before everything; then, in the same
-way, what *greedy* rooms want: those that have had more device time than ``GREEDY`` times the mean of all others, as
-far as it is not forgotten. They get what the others leave; and what these leave goes to an answer that nobody has asked
-for yet: its words and its speech.
+Earliest deadline first, but what a room needs that is about to fall silent in mid-answer goes before everything, also
+of a greedy one: it is no more than its listener hears in the same time. Then, in the same way, what *greedy* rooms
+want: those that have had more device time than ``GREEDY`` times the mean of all others, as far as it is not forgotten.
+They get what the others leave; and what these leave goes to an answer that nobody has asked for yet: its words and its
+speech.
 
-The first task brings its peers of the same stage along as one batch, and whoever else rides nearly for free.
+The first task brings its peers of the same stage along as one batch, as many as take no longer together than one after
+the other, and whoever else rides nearly for free.
 
 The device never idles while there is a task, but for a moment: when a room was just given words its job is about to
 ask for the next stage of the turn, and for ``COURTESY_S`` nothing begins that is of a greedy room, or that nobody
@@ -56,8 +58,10 @@ _TURN_S = 0.1
 _AFTER_SPEECH_S = 0.2
 _ENOUGH_SPEECH_S = 0.3
 _ENOUGH_TEXT_S = 0.8
-_NEARLY_DRY_S = 0.1
-"""Of speech buffered: with less, a room falls silent in mid-answer if another's first speech goes before."""
+_NEARLY_DRY_S = 0.2
+"""Of speech buffered: with less, a room falls silent in mid-answer if another's work goes before."""
+_TEXT_NEARLY_DRY_S = 0.4
+"""The same where the text of its next phrase is still to be written, and spoken after that."""
 _FREE_RIDE = 0.25
 """Who is no peer joins a batch when that costs less than this share of what it costs alone."""
 
@@ -116,7 +120,12 @@ class Task:
 
     def runs_dry(self, now: float) -> bool:
         """Whether its listener is about to wait in the middle of an answer. Nobody listens to a guess."""
-        return KIND_OF[self.stage] is Kind.TTS and 0 < self.buffered_s < _NEARLY_DRY_S and not self.is_guess(now)
+        if self.is_guess(now) or not self.buffered_s > 0:
+            return False
+        kind = KIND_OF[self.stage]
+        if kind is Kind.TTS:
+            return self.buffered_s < _NEARLY_DRY_S
+        return kind is Kind.LLM and not self.speaks and self.buffered_s < _TEXT_NEARLY_DRY_S
 
     def _deadline(self, now: float) -> float:
         match self.stage:
@@ -229,7 +238,7 @@ class Planner:
             heads.values(),
             key=lambda task: (
                 task.is_spare(now),
-                task.room in greedy,
+                task.room in greedy and not task.runs_dry(now),
                 not task.runs_dry(now),
                 task.deadline(now),
                 task.since,
@@ -244,6 +253,7 @@ class Planner:
                 break
             if task.stage is first.stage and self._joins(batch, task, greedy, now):
                 batch.append(task)
+        del batch[self._worthwhile(first.stage, len(batch)) :]
         return Quantum(
             first.stage,
             tuple(task.request for task in batch),
@@ -251,6 +261,11 @@ class Planner:
             self.costs.predict(first.stage, len(batch)),
             self._why(first, greedy, now),
         )
+
+    def _worthwhile(self, stage: Stage, size: int) -> int:
+        """The most of ``size`` that take no longer together than one after the other."""
+        alone_s = self.costs.predict(stage, 1)
+        return next((n for n in range(size, 1, -1) if self.costs.predict(stage, n) <= n * alone_s), 1)
 
     @staticmethod
     def _why(first: Task, greedy: frozenset[int], now: float) -> Why:

@@ -14,13 +14,16 @@ import heapq
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 from inference.costs import CostTable, Stage
 from inference.planner import GUESS_S, KIND_OF, Hold, Kind, Planner, Quantum, Task, Why
+
+_QUIET_S = 0.4
+"""A listener takes an answer to be over when it has been quiet for so long."""
 
 Uniform = Callable[[float, float], float]
 """Draws between two numbers; ``random.Random(seed).uniform``. All chance comes from it."""
@@ -72,6 +75,31 @@ class Habits:
     """How long is spoken then."""
     device_varies: tuple[float, float] = (0.9, 1.15)
     """Times what the table says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """What a caller says next. Seconds.
+
+    ``after_s``: since the one before began, and ``thinks_s``: since its answer was heard, at least. ``last_sound_s``,
+    ``pauses`` (from … to): since it began. ``interrupts_after_s``: so far into its answer the next one begins; None
+    hears it out.
+    """
+
+    after_s: float
+    thinks_s: float
+    last_sound_s: float
+    pauses: Sequence[tuple[float, float]] = ()
+    interrupts_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A caller who comes at ``joins_s``, hears a greeting of ``greeting_s``, and then speaks ``utterances``."""
+
+    joins_s: float
+    greeting_s: float
+    utterances: Iterator[Utterance]
 
 
 class Policy(Protocol):
@@ -130,6 +158,9 @@ class _Room:
     """Of its transcript and the end of the turn."""
     answered: bool = False
     turn: int = 0
+    began: float = -math.inf
+    """When the caller's utterance began; ``utterance``: which one it is."""
+    utterance: Utterance | None = None
     prepares: int = 0
     """The request that prefills on the transcript of a pause, 0 for none; and whether it is done."""
     is_prepared: bool = False
@@ -146,7 +177,9 @@ class _Room:
 class Simulation:
     """``rooms`` conversations, numbered from 0, from time 0 on.
 
-    ``limits``: how many requests a quantum of a stage serves at most, as for the planner.
+    ``limits``: how many requests a quantum of a stage serves at most, as for the planner. ``scripts``: what the caller
+    of each room says and when; without them callers are made up from ``habits``. Turns whose last sound is before
+    ``counts_from_s`` are not counted.
     """
 
     def __init__(
@@ -158,6 +191,8 @@ class Simulation:
         habits: Habits | None = None,
         policy: Policy | None = None,
         limits: Mapping[Stage, int] | None = None,
+        scripts: Sequence[Script] = (),
+        counts_from_s: float = 0.0,
     ) -> None:
         self.now = 0.0
         self._costs = costs
@@ -165,6 +200,7 @@ class Simulation:
         self._uniform = uniform
         self._policy = policy or Planner(costs.copy(), limits)
         self._asked: dict[int, _Ask] = {}
+        self._running: frozenset[int] = frozenset()
         self._keys = itertools.count(1)
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = itertools.count()
@@ -174,7 +210,11 @@ class Simulation:
         self._used_s: defaultdict[int, float] = defaultdict(float)
         self._quanta: Counter[Why] = Counter()
         self._rooms = [_Room(number) for number in range(rooms)]
-        for room in self._rooms:
+        self._scripts = scripts
+        self._counts_from_s = counts_from_s
+        for room, script in zip(self._rooms, scripts, strict=False):
+            self._at(script.joins_s, partial(self._join, room, script))
+        for room in self._rooms[len(scripts) :]:
             self._at(uniform(0.0, self._habits.begin_s), partial(self._last_sound, room))
 
     def run(self, seconds: float) -> Outcome:
@@ -245,8 +285,10 @@ class Simulation:
         served = self._fits(quantum)
         took = self._costs.predict(quantum.stage, served) * self._uniform(*self._habits.device_varies)
         ends = self.now + took
+        self._running = frozenset(quantum.requests[:served])
         # What is asked for meanwhile waits, but has its own time.
         self._happen(ends)
+        self._running = frozenset()
         self.now = ends
         rooms = quantum.rooms[:served]
         wanted = (self._asked[key].wanted for key in quantum.requests[:served] if key in self._asked)
@@ -341,10 +383,47 @@ class Simulation:
         if not room.waits_for:
             self._at_in(self._habits.job_s, partial(self._answer, room))
 
-    def _false_pause(self, room: _Room) -> None:
+    def _false_pause(self, room: _Room, lasts_s: float) -> None:
         """The caller goes on: what was asked for is cancelled, unless it is done."""
         ask = self._transcribe(room)
-        self._at_in(self._habits.endpointing_s, lambda: self._asked.pop(ask.key, None))
+        self._at_in(lasts_s, lambda: self._asked.pop(ask.key, None))
+
+    # --- a room whose caller has a script -----------------------------------------------------------
+
+    def _join(self, room: _Room, script: Script) -> None:
+        room.answered = True
+        room.phrases_s.append(script.greeting_s)
+        self._speak(room)
+
+    def _begin(self, room: _Room, turn: int) -> None:
+        """The caller begins to speak, at once or after ``turn`` was answered; unless that was interrupted."""
+        if turn != room.turn:
+            return
+        utterance = room.utterance
+        assert utterance is not None
+        room.began = self.now
+        for start_s, end_s in utterance.pauses:
+            if end_s - start_s > self._habits.pause_s:
+                lasts_s = min(end_s - start_s - self._habits.pause_s, self._habits.endpointing_s)
+                self._at_in(start_s + self._habits.pause_s, partial(self._false_pause, room, lasts_s))
+        self._at_in(utterance.last_sound_s, partial(self._last_sound, room, room.turn))
+
+    def _think(self, room: _Room) -> None:
+        """The answer of the turn is made: the next utterance is due after a cycle, when it was heard and thought."""
+        first = room.utterance is None
+        before_s = 0.0 if first else room.began
+        room.utterance = next(self._scripts[room.number].utterances)
+        due = 0.0 if first else before_s + room.utterance.after_s
+        over = room.heard_until + _QUIET_S + room.utterance.thinks_s
+        self._at(max(due, over), partial(self._begin, room, room.turn))
+
+    def _break_in(self, room: _Room, turn: int) -> None:
+        """The caller speaks into the answer, if it is still heard."""
+        if room.turn != turn or self.now >= room.heard_until:
+            return
+        self._silence(room)
+        room.utterance = next(self._scripts[room.number].utterances)
+        self._begin(room, room.turn)
 
     def _answer(self, room: _Room) -> None:
         habits = self._habits
@@ -353,8 +432,10 @@ class Simulation:
         if habits.answers:
             room.answer = habits.answers[min(len(habits.answers) - 1, int(self._uniform(0.0, len(habits.answers))))]
             tokens, room.phrase_ends = sum(count for count, _ in room.answer), room.answer[0][0]
+        # What the device is prefilling stays in its cache.
+        is_prepared = room.is_prepared or room.prepares in self._running
         self._asked.pop(room.prepares, None)
-        stage = Stage.DECODE if room.is_prepared else Stage.PREFILL
+        stage = Stage.DECODE if is_prepared else Stage.PREFILL
         self._ask(room.number, stage, tokens=tokens, on_token=partial(self._token, room))
 
     def _token(self, room: _Room, left: int) -> None:
@@ -388,11 +469,16 @@ class Simulation:
     def _hear(self, room: _Room, seconds: float) -> None:
         if not room.answered:
             room.answered = True
-            self._responses.append(self.now - room.last_sound)
-            if self._habits.interrupts and self._uniform(0.0, 1.0) < self._habits.interrupts:
+            if room.last_sound >= self._counts_from_s:
+                self._responses.append(self.now - room.last_sound)
+            if room.utterance is not None:
+                if room.utterance.interrupts_after_s is not None:
+                    self._at_in(room.utterance.interrupts_after_s, partial(self._break_in, room, room.turn))
+            elif self._habits.interrupts and self._uniform(0.0, 1.0) < self._habits.interrupts:
                 after_s = self._uniform(*self._habits.interrupts_after_s)
                 self._at_in(after_s, partial(self._interrupt, room, room.turn))
-        else:
+        elif room.turn:
+            # Before a greeting nobody has been heard.
             self._dry_s += max(0.0, self.now - room.heard_until)
         room.heard_until = max(self.now, room.heard_until) + seconds
 
@@ -400,19 +486,26 @@ class Simulation:
         """The caller speaks into the answer: what is left of it is dropped."""
         if room.turn != turn:
             return
+        self._silence(room)
+        self._at_in(self._uniform(*self._habits.interruption_s), partial(self._last_sound, room))
+
+    def _silence(self, room: _Room) -> None:
         for key in [key for key, ask in self._asked.items() if ask.room == room.number]:
             del self._asked[key]
         room.phrases_s.clear()
         room.generating, room.answer, room.heard_until = False, (), self.now
         room.turn += 1
-        self._at_in(self._uniform(*self._habits.interruption_s), partial(self._last_sound, room))
 
     def _listen(self, room: _Room) -> None:
         """All of the answer is made; the listener hears it to its end, thinks, and says something else."""
+        if self._scripts:
+            self._think(room)
+            return
         habits = self._habits
         ends = room.heard_until + self._uniform(*habits.thinks_s)
         if habits.cycle_s:
             ends = max(ends, room.last_sound + habits.cycle_s * self._uniform(0.8, 1.2))
         if self._uniform(0.0, 1.0) < habits.false_pauses:
-            self._at(max(room.heard_until, ends - habits.false_pause_s), partial(self._false_pause, room))
+            false_pause = partial(self._false_pause, room, habits.endpointing_s)
+            self._at(max(room.heard_until, ends - habits.false_pause_s), false_pause)
         self._at(ends, partial(self._last_sound, room, room.turn))

@@ -480,7 +480,7 @@ def seconds(text: str) -> int:
 
 def test_compose_has_a_server_and_the_host_with_and_without_a_gpu(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"livekit", "host", "host-cpu", "prometheus"}
+    assert set(services) == {"livekit", "host", "host-cpu", "prometheus", "grafana"}
     (device,) = services["host"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     assert services["host"]["build"]["args"]["DEVICE"] == "cuda"

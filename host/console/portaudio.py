@@ -174,7 +174,8 @@ def _library() -> Any:
         import sounddevice
     except ImportError as exc:
         raise DeviceError(
-            f"microphone and loudspeaker need a library: {sys.executable} -m pip install 'roomful[console]'; {instead}"
+            f"microphone and loudspeaker need the extra roomful[console]: {sys.executable} -m pip install sounddevice; "
+            f"{instead}"
         ) from exc
     except OSError as exc:
         # The package is there, the system's library is not.

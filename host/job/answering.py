@@ -283,7 +283,7 @@ class Answering:
         """What was heard joins the conversation."""
         speech = self._speeches[reply]
         self._writer.announce(speech)
-        text = (reply.before + reply.shown).strip()
+        text = reply.said.strip()
         if speech.remembered and text:
             if speech.item is None:
                 speech.item = ChatMessage("assistant", text)

@@ -36,11 +36,12 @@ CALL_TOKENS: Final = 1024
 MOST_CALLS: Final = 4
 """In one step."""
 
-LONGEST_STRING: Final = 200
-"""Characters of an argument whose schema sets no limit: a small model that has begun one may not find its end."""
+LONGEST_STRING: Final = (200, 40)
+"""Characters of a string whose schema sets no limit, and of one within a list: a small model that has begun one may not
+find its end."""
 
-MOST_ITEMS: Final = 8
-"""Of a list whose schema sets no limit."""
+MOST_ITEMS: Final = (8, 3)
+"""Of a list whose schema sets no limit, and of one within a list."""
 
 _OPEN: Final = "<tool_call>"
 _CLOSE: Final = "</tool_call>"
@@ -200,27 +201,28 @@ def _literal(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _bounded(schema: Any) -> Any:
+def _bounded(schema: Any, *, listed: bool = False) -> Any:
     """``schema``, with an end to every string and list that has none: what has no end is not always ended.
 
-    And an object has the properties that are named, also if there are none.
+    And an object has the properties that are named, also if there are none. ``listed``: it is of a list's items.
     """
     if isinstance(schema, list):
-        return [_bounded(one) for one in schema]
+        return [_bounded(one, listed=listed) for one in schema]
     if not isinstance(schema, dict):
         return schema
     bounded: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
-            bounded[key] = {name: _bounded(one) for name, one in value.items()}
+            bounded[key] = {name: _bounded(one, listed=listed) for name, one in value.items()}
         else:
-            bounded[key] = value if key in ("enum", "const", "default") else _bounded(value)
+            is_plain = key in ("enum", "const", "default")
+            bounded[key] = value if is_plain else _bounded(value, listed=listed or key in ("items", "prefixItems"))
     types = schema.get("type")
     types = [types] if isinstance(types, str) else types if isinstance(types, list) else []
     if not {"enum", "const", "format", "maxLength"} & schema.keys() and "string" in types:
-        bounded["maxLength"] = max(LONGEST_STRING, schema.get("minLength", 0))
+        bounded["maxLength"] = max(LONGEST_STRING[listed], schema.get("minLength", 0))
     if not {"enum", "const", "prefixItems", "maxItems"} & schema.keys() and "array" in types:
-        bounded["maxItems"] = max(MOST_ITEMS, schema.get("minItems", 0))
+        bounded["maxItems"] = max(MOST_ITEMS[listed], schema.get("minItems", 0))
     if "properties" in schema:
         bounded.setdefault("additionalProperties", False)
     return bounded

@@ -319,9 +319,9 @@ class Writer:
 
     async def go_on(self, speech: Speech, left: str) -> AsyncGenerator[str, None]:
         """Say what is ``left`` of what was written, and then go on writing."""
-        if left:
+        if left or speech.reply.before:
             # What follows is a sentence of its own.
-            yield left if left[-1].isspace() else f"{left}\n"
+            yield f"{left}\n"
         async with aclosing(self.write(speech)) as pieces:
             async for text in pieces:
                 yield text

@@ -23,6 +23,8 @@ QUIET_S = 0.4
 """An answer is over when the agent says it listens and has not been heard for so long."""
 SILENT_S = 4.0
 """And in any case when it has not been heard for so long."""
+LONGEST_OF_CYCLE = 0.6
+"""A recording is no longer than this share of a cycle: the rest of it is the agent's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import msgspec
 
 from host.agent_file import AgentFunctions
 from host.config import Config, job_environment, worker_options
-from host.loadtest.callers import Habits
+from host.loadtest.callers import LONGEST_OF_CYCLE, Habits
 from host.loadtest.host_run import HostUnderTest
 from host.loadtest.point import Live, PointRun, PointSettings
 from host.loadtest.resources import Watch
@@ -23,8 +23,6 @@ from host.loadtest.search import next_rooms
 from host.loadtest.speech import read_recordings
 
 ENTRYPOINT = "host.loadtest.agent:entrypoint"
-_LONGEST_OF_CYCLE = 0.6
-"""A recording is no longer than this share of a cycle: the rest of it is the agent's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ async def run(
     on_point: Callable[[str, Point], None],
 ) -> list[Curve]:
     """Run it all. Raises a ``HostError``."""
-    longest_s = _LONGEST_OF_CYCLE * test.habits.cycle_s
+    longest_s = LONGEST_OF_CYCLE * test.habits.cycle_s
     recordings = await asyncio.to_thread(read_recordings, test.speech, longest_s=longest_s)
     curves = []
     livekit = test.transport == "livekit"

@@ -45,7 +45,8 @@ class PromptTooLongError(EngineError):
 class EngineOptions:
     """What every engine is loaded with.
 
-    ``threads``: size of the library's own thread team on a CPU (ignored on a GPU).
+    ``threads``: size of the library's own thread team on a CPU (ignored on a GPU). ``batch_threads``: of the language
+    model's when it computes several tokens at once, 0: ``threads``.
     ``max_rooms``: how many slots (rooms) the engine must be able to hold at once.
     ``context_tokens``: language-model context of one room, in tokens.
     ``resident_rooms``: contexts for which the device has memory, 0: ``max_rooms``. When they are full, the KV
@@ -57,6 +58,7 @@ class EngineOptions:
     max_rooms: int
     context_tokens: int = 2048
     resident_rooms: int = 0
+    batch_threads: int = 0
 
 
 # --- voice activity ---------------------------------------------------------------------------

@@ -123,7 +123,8 @@ class LlamaLanguageModel:
         params.n_ctx = resident * options.context_tokens
         params.n_seq_max = options.max_rooms + 1
         params.n_batch = params.n_ubatch = PREFILL_CHUNK + options.max_rooms
-        params.n_threads = params.n_threads_batch = options.threads
+        params.n_threads = options.threads
+        params.n_threads_batch = options.batch_threads or options.threads
         params.kv_unified = True  # sharing the system prompt without copying needs one buffer for all
         params.swa_full = True  # a sliding-window cache could not be cut back to an earlier token
         params.offload_kqv = params.op_offload = on_gpu

@@ -259,7 +259,7 @@ def _start(engine: LlamaLanguageModel, slot: int, ask: Ask) -> None:
         top_p=0.95,
         repeat_penalty=1.1,
         seed=ask.seed,
-        max_tokens=CALL_TOKENS,
+        max_tokens=min(CALL_TOKENS, CONTEXT_TOKENS // 4),
         grammar=grammar_for(ask.tools, ask.choice),
     )
     engine.start(slot, slot, [*messages, Message("user", ask.request)], sampling)

@@ -88,7 +88,7 @@ def test_an_answer_that_could_not_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "says"),
     [
-        ("[inference]\nmax_rooms = 0\n", ("inference.max_rooms = 0", ">= 1")),
+        ("[inference]\nmax_rooms = -1\n", ("inference.max_rooms = -1", ">= 0")),
         ("[inference]\ndevice = 'tpu'\n", ("inference.device = 'tpu'", "auto, cpu, cuda")),
         ("[session]\nspeed = 9\n", ("session.speed = 9", "0.25 to 4")),
         ("[session]\nvoice = 'x'\n", ("session.voice", "known are")),

@@ -396,7 +396,7 @@ def test_a_wrong_environment_variable(monkeypatch: pytest.MonkeyPatch, name: str
     [
         (("--worker-type", "x"), "--worker-type: worker.worker_type = 'x': allowed are room, publisher, participant"),
         (("--port", "70000"), "--port: worker.port = 70000: expected `int` <= 65535"),
-        (("--max-rooms", "0"), "--max-rooms: inference.max_rooms = 0: expected `int` >= 1"),
+        (("--max-rooms", "-1"), "--max-rooms: inference.max_rooms = -1: expected `int` >= 0"),
         (("--log-format", "x"), "--log-format: log_format = 'x': allowed are auto, json, text"),
     ],
 )

@@ -90,9 +90,11 @@ def test_a_room_that_runs_dry_goes_before_one_that_just_asked() -> None:
 
 
 def test_a_room_that_is_about_to_run_dry_goes_before_everybody() -> None:
-    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.09)) == (2,)
-    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.11)) == (1,)
-    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.09)) == (1,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.19)) == (2,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(SPEECH, 2, buffered_s=0.21)) == (1,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.39)) == (2,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.41)) == (1,)
+    assert chosen(task(FIRST, 1, NOW - 9), task(DECODE, 2, buffered_s=0.39, speaks=True)) == (1,), "first its phrase"
     held_back = task(SPEECH, 2, NOW - 9, buffered_s=0.09, wanted=math.inf)
     assert chosen(task(ENCODE, 1), held_back) == (1,), "nobody listens to a guess"
 
@@ -350,7 +352,7 @@ def test_what_is_decided_makes_sense(tasks: list[Task], usage: list[float]) -> N
         heads.setdefault((one.room, KIND_OF[one.stage]), one)
     best = [task for task in heads.values() if not task.is_spare(NOW)] or list(heads.values())
     assert first in best, "an answer that nobody waits for goes after everything"
-    best = [task for task in best if task.room not in greedy] or best
+    best = [task for task in best if task.room not in greedy or task.runs_dry(NOW)] or best
     assert first in best, "a greedy room goes after all others"
     best = [task for task in best if task.runs_dry(NOW)] or best
     assert first in best, "a room that runs dry goes first"

@@ -20,6 +20,12 @@ def restaurant(**settings: bool) -> Any:
     return load_function(f"{EXAMPLE}:Restaurant")(**settings)
 
 
+def only_grows(model: ScriptedModel) -> bool:
+    """Whether each prompt begins with the one before it, so that the KV cache is kept."""
+    prompts = ["".join(f"<{message.role}>{message.content}" for message in asked) for asked in model.asked]
+    return all(later.startswith(earlier) for earlier, later in itertools.pairwise(prompts))
+
+
 async def test_it_asks_for_what_was_not_said() -> None:
     model = ScriptedModel("We are by the sea.", Call("book_table", day="friday", people=4))
     book: list[tuple[str, int]] = []
@@ -35,6 +41,7 @@ async def test_it_asks_for_what_was_not_said() -> None:
         result.expect.next_event().is_message(text="A table for 4 on Friday is booked.")
         result.expect.no_more_events()
     assert book == [("friday", 4)]
+    assert only_grows(model)
 
 
 async def test_it_says_what_cannot_be() -> None:
@@ -55,9 +62,7 @@ async def test_a_model_that_can_choose_does() -> None:
         result.expect.contains_function_call(name="opening_hours", arguments={"day": "sunday"})
         assert result.reply == "Until five on Sunday."
         assert (await session.run(user_input="When I need a table, I call.")).reply == "You are welcome."
-    # The prompt only grows, so that the KV cache is kept.
-    prompts = ["".join(f"<{message.role}>{message.content}" for message in asked) for asked in model.asked]
-    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(prompts))
+    assert only_grows(model)
 
 
 @pytest.mark.models

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from host.job.tool_text import (
-    LONGEST_STRING,
     CallParser,
     FunctionCall,
     FunctionCallOutput,
@@ -175,6 +174,10 @@ def test_every_string_and_list_has_an_end() -> None:
         "day": {"enum": ["friday"]},
         "date": {"type": "string", "format": "date"},
         "short": {"type": "string", "maxLength": 3},
+        "dishes": {
+            "type": "array",
+            "items": {"properties": {"without": {"type": "array", "items": {"type": "string"}}}},
+        },
     }
     line = next(
         line for line in grammar_for([Described({"properties": properties})], "odd").splitlines() if "%json" in line
@@ -182,11 +185,21 @@ def test_every_string_and_list_has_an_end() -> None:
     bounded = json.loads(line.partition("%json")[2])
     assert bounded["additionalProperties"] is False
     assert bounded["properties"] == {
-        "type": {"type": ["string", "null"], "maxLength": LONGEST_STRING},
+        "type": {"type": ["string", "null"], "maxLength": 200},
         "enum": {"type": "array", "items": {"type": "string", "minLength": 300, "maxLength": 300}, "maxItems": 8},
         "day": {"enum": ["friday"]},
         "date": {"type": "string", "format": "date"},
         "short": {"type": "string", "maxLength": 3},
+        "dishes": {
+            "type": "array",
+            "items": {
+                "properties": {
+                    "without": {"type": "array", "items": {"type": "string", "maxLength": 40}, "maxItems": 3},
+                },
+                "additionalProperties": False,
+            },
+            "maxItems": 8,
+        },
     }
     assert properties["type"] == {"type": ["string", "null"]}, "the tool's own schema stays"
 
