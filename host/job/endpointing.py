@@ -33,6 +33,8 @@ _KNOWN_AFTER = 2
 """Pauses of a caller after which they count."""
 _LEAST_PATIENCE = 900 * _SAMPLES_PER_MS
 """A caller in the middle of a sentence is waited for this long, however short the pauses so far were."""
+CAUTION = 400 * _SAMPLES_PER_MS
+"""So much longer a caller is waited for who was just cut off."""
 _WEIGHT, _DEVIATION_WEIGHT = 1 / 4, 1 / 4
 _SHORT_PAUSE = 160 * _SAMPLES_PER_MS
 """Shorter ones are between words, and tell nothing of how a caller thinks."""
@@ -119,6 +121,7 @@ class Endpointing:
         self._pauses = 0
         self._mean = 0.0
         self._deviation = 0.0
+        self._caution = 0
 
     def __repr__(self) -> str:
         return f"<Endpointing {self._pauses} pauses, patience {self.patience() // _SAMPLES_PER_MS} ms>"
@@ -139,6 +142,14 @@ class Endpointing:
             self._mean += _WEIGHT * (pause - self._mean)
         self._pauses += 1
 
+    def cut_off(self) -> None:
+        """The caller was answered, and had not finished: there is more of it, and the same may happen again."""
+        self._caution = CAUTION
+
+    def answered(self) -> None:
+        """An answer was heard to its end."""
+        self._caution = 0
+
     def patience(self) -> int:
         """The wait for a caller who is certainly in the middle of something."""
         if self._pauses < _KNOWN_AFTER:
@@ -150,7 +161,7 @@ class Endpointing:
         over = turn_is_over(text, probability, self.language)
         most = max(self.patience() - self.shortest, KNOTS[0][1] * _SAMPLES_PER_MS)
         more = _between(over, (DOUBTFUL, most), *((odds, ms * _SAMPLES_PER_MS) for odds, ms in KNOTS))
-        return min(self.shortest + round(more), self.longest)
+        return min(self.shortest + round(more) + self._caution, self.longest)
 
 
 def _between(x: float, *knots: tuple[float, float]) -> float:

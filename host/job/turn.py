@@ -121,6 +121,7 @@ class TurnTaking(UserTurn):
         if self.open_turn.ordered is not None:
             return State.THINKING
         self.actions.append(t.CancelAnswer())
+        self.endpointing.cut_off()
         return self.go_on(event)
 
     # --- the caller speaks over the agent -----------------------------------------------------------
@@ -139,6 +140,7 @@ class TurnTaking(UserTurn):
             if self._answered is not None:
                 # That pause was not the end.
                 self.endpointing.went_on(turn.start - self._answered)
+                self.endpointing.cut_off()
             return self._interrupt(State.USER_SPEAKING)
         return self._overlap()
 
@@ -262,6 +264,8 @@ class TurnTaking(UserTurn):
 
     def _finished(self, _: t.AnswerFinished) -> State:
         overheard = self._overheard
+        if self._answer_heard is not None:
+            self.endpointing.answered()
         self.close()
         self._answer_over()
         if overheard is None or not overheard.text() or self.position - overheard.last_voiced > BOUNDARY:

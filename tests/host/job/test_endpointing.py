@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host.job.backchannel import is_backchannel, words
-from host.job.endpointing import DOUBTFUL, KNOTS, Endpointing, text_odds, turn_is_over
+from host.job.endpointing import CAUTION, DOUBTFUL, KNOTS, Endpointing, text_odds, turn_is_over
 
 MS = 16
 
@@ -105,6 +105,16 @@ def test_a_caller_who_thinks_long_is_waited_for_as_long() -> None:
     for _ in range(5):
         other.went_on(100 * MS)
     assert other.patience() == 2_500 * MS
+
+
+def test_a_caller_who_was_cut_off_is_waited_for_longer_until_an_answer_was_heard() -> None:
+    caller = Endpointing(300 * MS, 2_500 * MS)
+    usual = delay_ms("I live in London.", 0.98, caller)
+    caller.cut_off()
+    assert delay_ms("I live in London.", 0.98, caller) == usual + CAUTION // MS
+    assert delay_ms("I would like to", 0.0, caller) == 2_500
+    caller.answered()
+    assert delay_ms("I live in London.", 0.98, caller) == usual
 
 
 def test_bounds_may_change_and_what_was_learned_stays() -> None:

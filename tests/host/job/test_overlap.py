@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from host.job.endpointing import CAUTION
 from host.job.turn import BOUNDARY, PROBE_EVERY, REACTION
 from host.job.turn_events import (
     AnswerAhead,
@@ -156,6 +157,28 @@ def test_a_caller_who_goes_on_teaches_how_long_to_wait() -> None:
     talk.transcript("and the")
     read(talk, 0.0, ticket=5)
     assert committed_at(talk) < at + 1600
+
+
+def test_a_caller_who_was_cut_off_is_waited_for_longer_until_an_answer_was_heard_to_its_end() -> None:
+    delays = []
+    talk = asked()
+    talk.transcript("I live in London.")
+    read(talk, 0.98)
+    at = committed_at(talk)
+    for ticket in (2, 3):
+        delays.append(next(action.delay for action in talk.actions if isinstance(action, CommitTurn)))
+        if ticket == 3:
+            talk.feed(AnswerHeard())
+            talk.feed(AnswerFinished())
+        talk.actions = [action for action in talk.actions if isinstance(action, Transcribe)]
+        talk.started(at + 100)
+        talk.paused(at + 1100)
+        talk.transcript("I live in London.")
+        read(talk, 0.98, ticket)
+        at = committed_at(talk)
+    delays.append(next(action.delay for action in talk.actions if isinstance(action, CommitTurn)))
+    assert delays[1] == delays[0] + CAUTION
+    assert delays[2] == delays[0]
 
 
 # --- speculation ----------------------------------------------------------------------------------------------
