@@ -34,7 +34,7 @@ VOICE_RMS = 0.05
 _FRAME = RATE // 100
 _GAP_FRAMES = 4
 NATURAL_PAUSE_S = 0.15
-"""A quiet place of the recording itself that is this long counts as a pause of the caller: detection takes it for one."""
+"""A quiet place of the recording itself that is this long counts as a pause of the caller: detection does so, too."""
 _BLIP_FRAMES = 3
 """A sound as short as this between two quiet places is no word."""
 _EDGE_S = 0.25
