@@ -140,7 +140,7 @@ def why_not(
     if talk.lost:
         return f"{talk.lost} turns lost"
     if talk.underruns:
-        return f"{talk.underruns} underruns"
+        return "1 underrun" if talk.underruns == 1 else f"{talk.underruns} underruns"
     if talk.after_endpointing.p95 > target_s:
         return f"p95 is {talk.after_endpointing.p95 * 1000:.0f} ms"
     return ""

@@ -45,6 +45,8 @@ PLAIN_S = 0.5
 CUT_SHARE = 0.5
 SHORT_CUT_PERCENT = 5.0
 SILENCE_MS = 100.0
+WORDS_APART = 1
+"""By so many words may Whisper and the history differ at a cut: one is heard in part."""
 
 
 def voices_of(folder: Path, models: Models, fold: str) -> list[Voice]:
@@ -209,6 +211,10 @@ _DECISIONS = {
 
 
 def show_real(found: Any) -> list[Bar]:
+    for opinion in found["opinions"]:
+        if abs(len(opinion["heard"].split()) - opinion["words"]) > WORDS_APART:
+            ends = (" ".join(opinion[side].split()[-6:]) for side in ("said", "heard"))
+            console.print("the history ends with {!r}, Whisper heard {!r}".format(*ends))
     for played, kept in found["different"]:
         console.print(f"[red]played {played!r}, but the history has {kept!r}")
     opinions = found["opinions"]

@@ -160,7 +160,7 @@ class VirtualCall:
         self._windows = 0
         self._line: list[tuple[int, Said]] = []
         self._steps = deque(call.steps)
-        self._lengths = deque(round(length * RATE) for length in call.answers_s)
+        self._turns = 0
         self._asked: dict[int, _Work] = {}
         self._transcribing = 0
         self._preparation: _Preparation | None = None
@@ -209,6 +209,7 @@ class VirtualCall:
         self._log.said.append(said)
         self._steps.popleft()
         if step.sound.kind == "turn":
+            self._turns += 1
             self._heard = self._quiet = None
 
     def _due(self, step: Step) -> int | None:
@@ -347,7 +348,7 @@ class VirtualCall:
 
     def _commit(self, turn: t.CommitTurn) -> None:
         self._interrupted = None
-        length = self._lengths.popleft() if self._lengths else 3 * RATE
+        length = round(self._call.answers_s[self._turns - 1] * RATE)
         preparation = self._preparation
         if preparation is None or preparation.text != turn.text:
             preparation = self._prepare(turn.text)
@@ -360,7 +361,6 @@ class VirtualCall:
         answer, self._answer = self._answer, None
         assert answer is not None
         answer.taken_back = True
-        self._lengths.appendleft(answer.length)
         self._drop_preparation()
 
     def _interrupt(self) -> None:

@@ -1,7 +1,7 @@
 """What a caller would complain about, counted in what happened. Pure.
 
 * A *false cut-off*: a turn is committed inside a pause, before the caller's last word, whether or not anything of
-  the answer was heard by then. Every pause of 0.2 s or more inside a sentence counts once, those of the recording
+  the answer was heard by then. Every pause of 0.15 s or more inside a sentence counts once, those of the recording
   too. Pauses between two sentences of a recording, where nobody could know, are counted apart.
 * *Endpointing delay*: from the caller's last loud sample to the commit (the decision, and the transcript at hand);
   *response*: to the first sample of the answer. Of the turn's first commit after its last word.

@@ -33,8 +33,10 @@ VOICE_RMS = 0.05
 """Of a recording's loud frames: every caller is as loud as the others."""
 _FRAME = RATE // 100
 _GAP_FRAMES = 4
-NATURAL_PAUSE_S = 0.2
-"""A quiet place of the recording itself that is this long counts as a pause of the caller."""
+NATURAL_PAUSE_S = 0.15
+"""A quiet place of the recording itself that is this long counts as a pause of the caller: detection does so, too."""
+_BLIP_FRAMES = 3
+"""A sound as short as this between two quiet places is no word."""
 _EDGE_S = 0.25
 _WINDOW_S = 0.032
 _NEAR_WORD_S = 0.12
@@ -123,6 +125,8 @@ def voice_of(
     """
     levels = levels_db(audio)
     loud = levels >= _threshold(levels)
+    for first, last in runs(loud):
+        loud[first:last] = last - first > _BLIP_FRAMES
     times = np.arange(len(levels)) * _FRAME / RATE
     loud &= (times >= voiced[0] - _EDGE_S) & (times <= voiced[1] + _WINDOW_S)
     places = np.flatnonzero(loud)
