@@ -33,7 +33,7 @@ _KNOWN_AFTER = 2
 """Pauses of a caller after which they count."""
 _LEAST_PATIENCE = 900 * _SAMPLES_PER_MS
 """A caller in the middle of a sentence is waited for this long, however short the pauses so far were."""
-CAUTION = 400 * _SAMPLES_PER_MS
+CAUTION = 300 * _SAMPLES_PER_MS
 """So much longer a caller is waited for who was just cut off."""
 _WEIGHT, _DEVIATION_WEIGHT = 1 / 4, 1 / 4
 _SHORT_PAUSE = 160 * _SAMPLES_PER_MS
