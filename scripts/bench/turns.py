@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether callers would stay in the conversation: pauses, noise, back-channels, coughs, interruptions.
 
-    python scripts/bench/turns.py [--speech DIR] [--calls 32] [--turns 6] [--seed 1] [--profile cpu-small]
+    python scripts/bench/turns.py [--speech DIR] [--calls 24] [--turns 6] [--seed 1] [--profile cpu-small]
     python scripts/bench/turns.py --parts virtual|real      one of the two parts
 
 * On a virtual audio clock (``turns_clock.py``): callers scripted from recordings (``turns_callers.py``) talk to the
@@ -251,7 +251,7 @@ def show_real(found: Any) -> list[Bar]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, default=DEFAULT_FOLDER, help="folder with a transcripts.tsv")
-    parser.add_argument("--calls", type=int, default=32)
+    parser.add_argument("--calls", type=int, default=24)
     parser.add_argument("--turns", type=int, default=6, help="of each call")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fold", choices=("all", "fit", "check"), default="all", help="which recordings")
@@ -259,7 +259,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "bench-turns", help="what the models said")
     parser.add_argument("--modes", nargs="+", default=["vad", "model"], choices=("vad", "model"))
     parser.add_argument("--parts", nargs="+", default=["virtual", "real"], choices=("virtual", "real"))
-    parser.add_argument("--interruptions", type=int, default=60, help="in real time")
+    parser.add_argument("--interruptions", type=int, default=30, help="in real time")
     parser.add_argument("--child", choices=("virtual", "real"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
