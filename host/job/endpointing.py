@@ -147,7 +147,7 @@ class Endpointing:
         self._caution = CAUTION
 
     def answered(self) -> None:
-        """An answer was heard to its end."""
+        """The caller has listened to an answer."""
         self._caution = 0
 
     def patience(self) -> int:

@@ -142,6 +142,8 @@ class TurnTaking(UserTurn):
                 self.endpointing.went_on(turn.start - self._answered)
                 self.endpointing.cut_off()
             return self._interrupt(State.USER_SPEAKING)
+        if not no_reaction:
+            self.endpointing.answered()
         return self._overlap()
 
     def _tick_overlap(self, event: t.Tick) -> State:

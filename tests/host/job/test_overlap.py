@@ -181,6 +181,23 @@ def test_a_caller_who_was_cut_off_is_waited_for_longer_until_an_answer_was_heard
     assert delays[2] == delays[0]
 
 
+def test_who_speaks_over_an_answer_later_has_listened_to_it() -> None:
+    talk = asked()
+    talk.transcript("I live in London.")
+    read(talk, 0.98)
+    usual = talk.turns.endpointing.delay("I live in London.", 0.98)
+    talk.started(committed_at(talk) + 100)
+    assert talk.turns.endpointing.delay("I live in London.", 0.98) == usual + CAUTION
+    talk.actions.clear()
+    talk.paused(4000)
+    talk.transcript("I live in London.")
+    read(talk, 0.98, ticket=2)
+    at = committed_at(talk)
+    talk.feed(AnswerHeard())
+    talk.started(at + 1000)
+    assert talk.turns.endpointing.delay("I live in London.", 0.98) == usual
+
+
 # --- speculation ----------------------------------------------------------------------------------------------
 
 
