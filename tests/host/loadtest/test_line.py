@@ -49,8 +49,8 @@ def test_a_text_comes_back(side: Side, segment: str, text: str, final: bool) -> 
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x00\x00\x00\x00\x00", b"\x08\x00\x00\x00\x00", b"\x03\xff\xff\xff\xff"],
-    ids=["kind 0", "kind 8", "too long"],
+    [b"\x00\x00\x00\x00\x00", b"\x63\x00\x00\x00\x00", b"\x03\xff\xff\xff\xff"],
+    ids=["kind 0", "kind 99", "too long"],
 )
 def test_what_is_no_frame_is_refused(data: bytes) -> None:
     with pytest.raises(line.LineError, match="no frame"):
