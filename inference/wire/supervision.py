@@ -292,9 +292,9 @@ class TurnReport(Message):
     ``ttft_ms``: generation asked for → first text. ``ttfa_ms``: generation asked for → first sample at
     the job. ``response_ms``: last voiced sample of the caller → first sample of the answer in the room.
     ``reply``: what was heard of it (all of it unless ``interrupted``). ``out_start_s``/``out_end_s``:
-    where the answer lies in the local room's recording. ``barge_in_ms``: what the caller
-    says was taken for an interruption → the room is silent (-1 when the answer was not interrupted). A stage that was not
-    reached (an answer of which nothing was heard) has -1 as well. ``endpointing_delay_ms``: the silence that was
+    where the answer lies in the local room's recording. ``barge_in_ms``: what the caller says was taken
+    for an interruption → the room is silent (-1 when the answer was not interrupted). A stage that was
+    not reached (an answer of which nothing was heard) has -1 as well. ``endpointing_delay_ms``: the silence that was
     chosen to end the turn (-1: not known). ``ahead_ms``: how long before the turn was committed its answer was begun on
     speculation (0: it was not). ``guesses_dropped``: answers to the turn that were begun in vain.
     """
