@@ -66,6 +66,10 @@ class Tally:
         self._judged_late = self._judged_late * kept + late
         self._judged_at = now
 
+    def begun_ahead(self, kind: Kind) -> None:
+        """The first quantum of what somebody may want later begins: it cannot be late."""
+        self._stages[kind].requests += 1
+
     def quantum_begins(self, kind: Kind, now: float) -> None:
         """A batch begins."""
         self._running = kind, now

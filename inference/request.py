@@ -69,6 +69,11 @@ class Request:
                 return Kind.TTS
 
     @property
+    def is_answer(self) -> bool:
+        """Whether it is a part of an answer: words or speech, not what is only read or heard beforehand."""
+        return isinstance(self.ask, m.Speak) or (isinstance(self.ask, m.Generate) and self.ask.max_tokens > 0)
+
+    @property
     def wanted(self) -> float:
         """From when on somebody waits for it; infinite for what may never be wanted."""
         match self.ask:

@@ -378,10 +378,12 @@ class DeviceLane:
 
     def _judge(self, request: Request, *, late: bool, now: float) -> None:
         request.judged = True
-        # Nobody waits for what may never be wanted, so it says nothing about how busy the device is.
-        if request.wanted < math.inf:
-            with self._counting:
+        with self._counting:
+            if request.wanted < math.inf:
                 self._tally.judge(request.kind, late, now)
+            elif request.is_answer:
+                # Nobody waits for what may never be wanted, so it says nothing about how busy the device is.
+                self._tally.begun_ahead(request.kind)
 
 
 def _title(request: Request) -> str:

@@ -1,6 +1,7 @@
 """For every test: hypothesis without wall-clock limits, because the cores are shared with real processes."""
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,11 @@ def root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_engines() -> Iterator[None]:
+    """The inference process that tests of agents share ends with their file: others count their children."""
+    yield
+    if (resident := sys.modules.get("host.testing.resident")) is not None:
+        resident.close_shared()

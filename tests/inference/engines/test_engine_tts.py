@@ -24,7 +24,7 @@ from inference.engines.piper_windows import EXACT
 from inference.engines.stt import WhisperSpeechToText
 from inference.engines.tts import PiperTextToSpeech
 from inference.engines.vad import SileroVoiceActivity
-from tests.word_errors import plain
+from tests.word_errors import word_errors
 
 pytestmark = pytest.mark.models
 
@@ -227,4 +227,5 @@ def test_what_is_spoken_is_heard(tts: PiperTextToSpeech, whisper_folder: Path, o
     stt.load(whisper_folder, options)
     (result,) = stt.transcribe([Utterance(heard, "en")])
     assert isinstance(result, Transcription)
-    assert plain(result.text) == plain(sentence)
+    # The voice never says a sentence in the same way twice, and some ways are misheard by a word or two.
+    assert word_errors({"it": sentence}, {"it": result.text}) <= 2
