@@ -72,10 +72,10 @@ class InferenceConfig(_Section, frozen=True):
 
     ``max_rooms`` 0: as many as the device answers in time, by ``device_table`` (a file of ``host calibrate``, or a
     known device's name): ``target_ms`` is the p95 of the response without the endpointing delay, ``cycle_s`` how often
-    a caller speaks. ``resident_rooms``: rooms for whose conversations the device has memory, 0 for all; the others' are
-    kept in host memory. ``memory_budget_mb``: what the inference process may take on a CPU, in MB, 0 for no budget; its
-    use of it is a part of the load. ``trace_file``: where the inference process writes what it does and why, for a trace
-    viewer; "" is nowhere.
+    a caller speaks. ``resident_rooms``: rooms for whose conversations the device has memory, 0 for all; the
+    others' are kept in host memory. ``memory_budget_mb``: what the inference process may take on a CPU, in MB, 0 for no
+    budget; its use of it is a part of the load. ``trace_file``: where the inference process writes what it does and
+    why, for a trace viewer; "" is nowhere.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
